@@ -1,0 +1,50 @@
+# Targets for people and machines; `make` alone lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTEST_OPTIONS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check bench trial golden docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+install: $(STAMP) ## make .venv with everything, as constraints.txt pins it
+
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+demo: $(STAMP) ## label, train and report on a small data set
+	$(BIN)/decant demo
+
+test: check ## check, then every test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not trial' $(PYTEST_OPTIONS)
+
+check: $(STAMP) ## lint, format, types and the import law
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## measure sizes and speeds
+	$(BIN)/python -m tests.benchmarks
+
+trial: $(STAMP) ## train real students on Fashion-MNIST, with and without labels from a teacher
+	$(BIN)/python -m tests.trials.fashion_mnist
+
+golden: $(STAMP) ## write the golden files of the current format version
+	$(BIN)/python -m tests.golden
+
+docs: $(STAMP) ## write docs/configuration.md from the config classes
+	$(BIN)/python -m storage.config.reference > docs/configuration.md
+
+clean: ## remove caches and build outputs; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

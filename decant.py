@@ -1,0 +1,237 @@
+"""The `decant` command. Thin: a command's code is imported when it runs, so that training needs no Beam and `cache` no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+from storage.errors import DecantError
+
+_EXIT_INTERRUPTED = 130
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    from storage.config import load_config
+
+    return load_config(arguments.config, overrides=arguments.set)
+
+
+def _need(extra: str, error: ImportError) -> NoReturn:
+    raise DecantError(f"this command needs more packages ({error}); pip install 'decant[{extra}]'") from error
+
+
+def _plan(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
+    from pipelines.describe import describe_plan
+
+    config = _load(arguments)
+    try:
+        from pipelines.label import plan_run
+    except ImportError as error:
+        _need("label", error)
+    summary = describe_plan(plan_run(config, progress=not arguments.json))
+    if not arguments.json:
+        _say(summary.pop("text"))
+    return summary
+
+
+def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
+    config = _load(arguments)
+    if arguments.workers is not None:
+        from storage.config import load_config
+
+        config = load_config(arguments.config, overrides=[*arguments.set, f"generation.workers={arguments.workers}"])
+    try:
+        from pipelines.describe import describe_report
+        from pipelines.label import plan_run, run_label
+        from pipelines.runner import pipeline_options
+    except ImportError as error:
+        _need("label", error)
+    pipeline_options(beam_arguments, workers=config.generation.workers)
+    run = plan_run(config, progress=not arguments.json)
+    if not arguments.json and run.plan.tasks:
+        _say(
+            f"{config.name}: {_number(run.plan.num_missing_rows)} of {_number(run.plan.num_rows)} rows to label, "
+            f"in {len(run.plan.tasks)} work units"
+        )
+    report = run_label(run, beam_arguments=beam_arguments, progress=not arguments.json)
+    if not arguments.json:
+        _say(describe_report(report, cache=config.cache or ""))
+    return asdict(report)
+
+
+def _train(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = _load(arguments)
+    try:
+        from student_training.experiment import run_experiment
+    except ImportError as error:
+        _need("train", error)
+    teacher: Callable[..., Any] | None = None
+    if config.training is not None and config.training.targets.kind == "live":
+        from pipelines.teachers import load_teacher
+
+        teacher = load_teacher(config.teacher).logits
+    return run_experiment(config, teacher=teacher, say=(lambda _text: None) if arguments.json else _say)
+
+
+def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
+    from storage import catalogue
+
+    listing = {"ls": catalogue.list_cache, "show": catalogue.show_label_set, "verify": catalogue.verify_label_sets}
+    found = listing[arguments.action](arguments)
+    if not arguments.json:
+        _say(found.pop("text"))
+    else:
+        found.pop("text")
+    return dict(found)
+
+
+def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
+    try:
+        from student_training.demo import run_demo
+    except ImportError as error:
+        _need("demo", error)
+
+    def command(words: Sequence[str]) -> dict[str, Any]:
+        parsed, rest = _parser().parse_known_args([*words, "--json"])
+        result: dict[str, Any] = _run(parsed, rest)
+        return result
+
+    return run_demo(arguments.folder, command=command, num_seeds=arguments.seeds, say=(lambda _text: None) if arguments.json else _say)
+
+
+def _parser() -> argparse.ArgumentParser:
+    def formatter(prog: str) -> argparse.HelpFormatter:
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32)
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object with the figures instead of text")
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("config", help="experiment, a YAML file (docs/configuration.md lists every key)")
+    config.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, for instance --set training.seed=1; repeatable"
+    )
+    parser = argparse.ArgumentParser(
+        prog="decant",
+        description="Distil models offline: label once with a teacher, train students from the stored labels.",
+        epilog="example:\n  decant demo\n  decant label configs/fashion_mnist.yaml\n  decant train configs/fashion_mnist.yaml",
+        formatter_class=formatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, *, parents: list[argparse.ArgumentParser], text: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, parents=parents, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=formatter
+        )
+
+    demo = add("demo", parents=[common], text="Teacher, labels and students on real pictures, in a few minutes.", example="decant demo")
+    demo.add_argument("--folder", default="runs/demo", help="where everything is written (default: runs/demo)")
+    demo.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
+    add(
+        "plan",
+        parents=[common, config],
+        text="Say what labelling would reuse and compute; nothing runs.",
+        example="decant plan configs/fashion_mnist.yaml",
+    )
+    label = add(
+        "label",
+        parents=[common, config],
+        text="Run the teacher on what is not labelled yet and commit the label set. Unknown options go to Beam.",
+        example="decant label configs/fashion_mnist.yaml --workers 2\n"
+        "  decant label configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081",
+    )
+    label.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers)")
+    train = add(
+        "train",
+        parents=[common, config],
+        text="Train a student: from cached labels, from hard labels, or with the teacher beside it.",
+        example="decant train configs/fashion_mnist.yaml --set training.seed=1",
+    )
+    train.add_argument("--restart", action="store_true", help="begin anew instead of going on from the newest checkpoint")
+    cache = commands.add_parser(
+        "cache",
+        help="What is in a cache, and whether every byte of it is right.",
+        description="What is in a cache, and whether every byte of it is right.",
+        epilog="example:\n  decant cache ls runs/demo/cache\n  decant cache verify runs/demo/cache",
+        formatter_class=formatter,
+    )
+    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("ls", "List the label sets of a cache."),
+        ("show", "Say what a label set is: teacher, views, target, rows, bytes, mass kept, provenance, dead letters."),
+        ("verify", "Check every byte of a label set, or of all; exit status 1 if anything is wrong."),
+    ):
+        example = f"decant cache {name} runs/demo/cache" + (" digits" if name == "show" else "")
+        action = actions.add_parser(
+            name, parents=[common], help=text, description=text, epilog=f"example:\n  {example}", formatter_class=formatter
+        )
+        action.add_argument("cache", help="local path or fsspec URL of the cache")
+        if name != "ls":
+            action.add_argument("label_set", nargs=None if name == "show" else "?", help="name or id of a label set")
+        if name == "show":
+            action.add_argument("--dead-letters", action="store_true", help="list every sample that has no label, with the reason")
+        if name == "verify":
+            action.add_argument("--quick", action="store_true", help="manifests and sizes only")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    if arguments.command == "label":
+        return _label(arguments, rest)
+    if rest:
+        raise _UsageError(f"unknown arguments: {' '.join(rest)}")
+    handlers = {"plan": _plan, "train": _train, "cache": _cache, "demo": _demo}
+    return handlers[arguments.command](arguments)
+
+
+class _UsageError(DecantError):
+    exit_code = 2
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong config or usage, 130 interrupted."""
+    arguments, rest = _parser().parse_known_args(words)
+    try:
+        result = _run(arguments, rest)
+    except DecantError as error:
+        return _fail(arguments, error, status=error.exit_code)
+    except KeyboardInterrupt:
+        message = "interrupted; what was committed is whole: run the same command again to go on"
+        return _fail(arguments, DecantError(message), status=_EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if arguments.json:
+        _say(json.dumps(result, indent=2))
+    return 1 if result.get("problems") else 0
+
+
+def _fail(arguments: argparse.Namespace, error: DecantError, *, status: int) -> int:
+    if arguments.json:
+        _say(json.dumps({"error": type(error).__name__, "message": str(error), "status": status}, indent=2))
+    sys.stderr.write(f"decant: {error}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

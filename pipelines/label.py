@@ -1,0 +1,281 @@
+"""`decant label`: plan, run the missing work, commit the label set, and say what was done."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import apache_beam as beam
+from tqdm import tqdm
+
+from pipelines.plan import LabelPlan, make_plan
+from pipelines.progress import PartProgress
+from pipelines.request import check_classes, resolve_request
+from pipelines.runner import is_local, pipeline_options, run_pipeline
+from pipelines.teacher_memo import TeacherFacts, TeacherMemo
+from pipelines.transforms import TASKS_PER_FILE, LabelTasks, LabelUnits, shared_teacher, task_to_json
+from storage.cache import Cache
+from storage.config import ExperimentConfig, SourceConfig, TeacherConfig
+from storage.errors import CacheError, ConfigError, DeadLetterLimitError, DecantError, SourceError
+from storage.hashing import fingerprint
+from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
+from storage.parts import DeadLetter, PartRecord
+from storage.sources import SourceMemo, index_source, open_source
+from storage.sources.base import Source
+
+_INDEX_THREADS = 4
+
+
+class UnitTimes(TypedDict):
+    """How long a unit took, as workers report it; `ended` is a POSIX time."""
+
+    part: str
+    num_views: int
+    ended: float
+    seconds: float
+    teacher_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """Everything a run needs to know before it starts."""
+
+    config: ExperimentConfig
+    cache: Cache
+    source: Source
+    source_config: SourceConfig
+    teacher_config: TeacherConfig
+    plan: LabelPlan
+    teacher_loaded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReport:
+    """What a run did.
+
+    Attributes:
+        label_set: id of the committed label set.
+        num_computed_rows: rows computed by this run; the others were there.
+        bytes_per_row: bytes of parts, over rows.
+        mass_kept: mean probability mass of kept classes.
+        agreement: share of labelled rows whose most probable class is the hard label; None without hard labels.
+        codec_kl_mean: mean KL of the exact selection to what is stored, nats.
+        seconds: wall time of the pipeline, start-up included.
+        rows_per_second: rows computed over the time from the first unit's start to the last one's end; start-up left out.
+        teacher_rows_per_second: rows computed over seconds inside the teacher, summed over workers.
+    """
+
+    name: str
+    label_set: str
+    num_units: int
+    num_samples: int
+    num_rows: int
+    num_computed_rows: int
+    num_dead_letters: int
+    parts_bytes: int
+    bytes_per_row: float
+    mass_kept: float
+    agreement: float | None
+    codec_kl_mean: float
+    codec_kl_max: float
+    seconds: float
+    rows_per_second: float | None
+    teacher_rows_per_second: float | None
+
+
+def plan_run(config: ExperimentConfig, *, progress: bool) -> PlannedRun:
+    """Check a config against the world and find what is missing. Loads the teacher only if nobody did before.
+
+    Raises:
+        DecantError: anything that would stop the run, found before it starts.
+    """
+    missing = [name for name in ("cache", "source", "teacher") if getattr(config, name) is None]
+    if missing:
+        raise ConfigError("\n".join(f"{name}: is needed to label" for name in missing))
+    assert config.cache is not None
+    assert config.source is not None
+    assert config.teacher is not None
+    cache = Cache.at(config.cache)
+    cache.store.check_writable()
+    source = open_source(config.source)
+    memo = TeacherMemo(cache)
+    facts = memo.find(config.teacher)
+    loaded = facts is None
+    if facts is None:
+        facts = TeacherFacts.of(shared_teacher(config.teacher))
+        memo.remember(config.teacher, facts=facts)
+    request = resolve_request(config, facts=facts)
+    source_memo = SourceMemo(f"{cache.store.url}/sources/{fingerprint(config.source.model_dump(mode='json'))[:32]}.parquet")
+    with tqdm(unit="unit", desc="index", file=sys.stderr, disable=not (progress and sys.stderr.isatty())) as bar:
+        index = index_source(source, memo=source_memo, num_threads=_INDEX_THREADS, on_progress=lambda done, total: _advance(bar, done=done, total=total))
+    check_classes(facts, source_classes=source.classes)
+    plan = make_plan(
+        cache,
+        request=request,
+        units=index.units,
+        num_views=config.views.count,
+        views_per_part=config.generation.views_per_part,
+    )
+    return PlannedRun(
+        config=config,
+        cache=cache,
+        source=source,
+        source_config=config.source,
+        teacher_config=config.teacher,
+        plan=plan,
+        teacher_loaded=loaded,
+    )
+
+
+def run_label(run: PlannedRun, *, beam_arguments: Sequence[str] = (), progress: bool = True) -> LabelReport:
+    """Compute what the plan lacks and commit its label set.
+
+    Raises:
+        DecantError: the run failed; parts committed until then stay and are not computed again.
+    """
+    started = time.perf_counter()
+    times: list[UnitTimes] = []
+    if run.plan.tasks:
+        times = _run_tasks(run, beam_arguments=beam_arguments, progress=progress)
+    seconds = time.perf_counter() - started
+    label_set = _commit(run)
+    return _report(run, label_set, seconds=seconds, times=times)
+
+
+def _run_tasks(run: PlannedRun, *, beam_arguments: Sequence[str], progress: bool) -> list[UnitTimes]:
+    config, cache, plan = run.config, run.cache, run.plan
+    options = pipeline_options(beam_arguments, workers=config.generation.workers)
+    folder = f"runs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+    cache.add_request(plan.request)
+    files = []
+    for start in range(0, len(plan.tasks), TASKS_PER_FILE):
+        files.append(f"{folder}/tasks/{start // TASKS_PER_FILE:06d}.json")
+        tasks = [task_to_json(task) for task in plan.tasks[start : start + TASKS_PER_FILE]]
+        cache.store.write(files[-1], json.dumps(tasks).encode())
+    label_units = LabelUnits(
+        cache=cache,
+        run=folder,
+        request=plan.request,
+        teacher=run.teacher_config,
+        source=run.source_config,
+        generation=config.generation,
+    )
+    pipeline = beam.Pipeline(options=options)
+    _ = pipeline | beam.Create(files) | LabelTasks(store=cache.store, label_units=label_units)
+    with PartProgress(plan, cache=cache, show=progress and sys.stderr.isatty()):
+        try:
+            run_pipeline(pipeline, local=is_local(options))
+        except DecantError:
+            raise
+        except Exception as error:
+            _raise_reported(cache, folder, cause=error)
+            raise
+    _raise_reported(cache, folder, cause=None)
+    times: list[UnitTimes] = []
+    for name in cache.store.names(f"{folder}/times"):
+        times += json.loads(cache.store.read(name))
+    return times
+
+
+def _raise_reported(cache: Cache, folder: str, *, cause: Exception | None) -> None:
+    """Raise the errors that workers wrote down, the fatal one first: it is why the others stopped."""
+    reports = [json.loads(cache.store.read(name)) for name in cache.store.names(f"{folder}/errors")]
+    reports.sort(key=lambda report: not report["fatal"])
+    if not reports:
+        return
+    messages = [report["message"] for report in reports[:5]]
+    more = f"\n... and {len(reports) - 5} more, in {cache.store.url}/{folder}/errors" if len(reports) > 5 else ""
+    if reports[0]["fatal"]:
+        raise DecantError(messages[0]) from cause
+    raise SourceError(
+        f"{len(reports)} units could not be labelled; all others are committed:\n" + "\n".join(messages) + more
+    ) from cause
+
+
+def _records(run: PlannedRun) -> Iterator[tuple[UsedPart, PartRecord]]:
+    for used in run.plan.parts:
+        record = run.cache.find_part(used.part)
+        if record is None:
+            raise CacheError(
+                f"part {used.part.name} of unit {used.unit_name!r} is not committed although the pipeline ended; "
+                "run the same command again"
+            )
+        yield used, record
+
+
+def _check_dead_letters(run: PlannedRun) -> None:
+    """Raise when more rows have no label than the config allows."""
+    letters: list[tuple[str, DeadLetter]] = []
+    num_dead = 0
+    for used, record in _records(run):
+        views = range(used.first_view, used.first_view + used.num_views)
+        for letter in record.dead_letters:
+            if letter.view is None or letter.view in views:
+                letters.append((used.unit_name, letter))
+                num_dead += len(views) if letter.view is None else 1
+    limit = run.config.generation.dead_letter_limit
+    if num_dead <= limit * run.plan.num_rows:
+        return
+    shown = "\n".join(f"  {unit} {letter.key}: {letter.stage}: {letter.reason}" for unit, letter in letters[:5])
+    more = f"\n  ... and {len(letters) - 5} more" if len(letters) > 5 else ""
+    raise DeadLetterLimitError(
+        f"{num_dead} of {run.plan.num_rows} rows have no label, more than generation.dead_letter_limit {limit} allows; "
+        f"no label set was made, what was computed is kept:\n{shown}{more}\n"
+        "Mend or remove these samples, or raise the limit, and run the same command again"
+    )
+
+
+def _commit(run: PlannedRun) -> LabelSet:
+    identity = label_set_id(request=run.plan.request.fingerprint(), parts=run.plan.parts)
+    _check_dead_letters(run)
+    return commit_label_set(
+        run.cache,
+        identity=identity,
+        name=run.config.name,
+        request=run.plan.request,
+        parts=_records(run),
+        num_views=run.plan.num_views,
+        classes=run.source.classes,
+        source=run.source_config.model_dump(mode="json"),
+    )
+
+
+def _report(run: PlannedRun, label_set: LabelSet, *, seconds: float, times: list[UnitTimes]) -> LabelReport:
+    manifest = label_set.manifest
+    statistics = manifest.statistics
+    rows = max(statistics.num_rows, 1)
+    timed_rows = sum(unit["num_views"] for unit in times)
+    agreement = statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None
+    return LabelReport(
+        name=manifest.name,
+        label_set=manifest.id,
+        num_units=manifest.num_units,
+        num_samples=manifest.num_samples,
+        num_rows=manifest.num_rows,
+        num_computed_rows=run.plan.num_missing_rows,
+        num_dead_letters=manifest.num_dead_letters,
+        parts_bytes=manifest.parts_bytes,
+        bytes_per_row=manifest.parts_bytes / rows,
+        mass_kept=statistics.mass_kept_sum / rows,
+        agreement=agreement,
+        codec_kl_mean=statistics.codec_kl_sum / rows,
+        codec_kl_max=statistics.codec_kl_max,
+        seconds=seconds,
+        rows_per_second=timed_rows / _busy_seconds(times) if times else None,
+        teacher_rows_per_second=timed_rows / sum(unit["teacher_seconds"] for unit in times) if times else None,
+    )
+
+
+def _busy_seconds(times: list[UnitTimes]) -> float:
+    """Return the wall time from the first unit's start to the last one's end."""
+    return max(unit["ended"] for unit in times) - min(unit["ended"] - unit["seconds"] for unit in times)
+
+
+def _advance(bar: tqdm[None], *, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)

@@ -1,0 +1,171 @@
+"""What every teacher is once it is loaded: a spec, its own preprocessing, and logits for batches of rendered views."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import TeacherError
+from storage.hashing import canonical_json
+from storage.specs import EvaluationView, Normalization, Size, TeacherSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Network: TypeAlias = "Callable[[torch.Tensor], Any]"
+"""Normalised pictures [B, 3, H, W] in the dtype of the weights to logits [B, C]; what it gives is checked."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """What a teacher was made to see: its evaluation view, and what it does to the pixels of any view."""
+
+    view: EvaluationView
+    normalization: Normalization
+
+    @property
+    def input_size(self) -> Size:
+        """Height and width the teacher suggests for other views."""
+        return self.view.size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Teacher:
+    """A loaded teacher: eval mode, no gradients, weights on the device in the dtype of `spec.precision`.
+
+    Attributes:
+        name: what the config calls it, for messages and reports.
+        spec: identity of the labels it gives.
+        preprocessing: its own evaluation preprocessing.
+        class_names: names in the order of the logits, where the model's config holds them.
+        device: where it runs and where its logits are.
+        dtype: dtype of weights and arithmetic.
+        network: the forward pass.
+    """
+
+    name: str
+    spec: TeacherSpec
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None
+    device: torch.device
+    dtype: torch.dtype
+    network: Network
+
+    def logits(self, views: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Return the logits of rendered views.
+
+        Args:
+            views: uint8 [B, H, W, 3].
+
+        Returns:
+            float32 [B, num_classes] on `device`: an ordinary tensor without gradient, fit to stand in a loss.
+
+        Raises:
+            TeacherError: the batch has another dtype or shape, or the forward pass fails.
+        """
+        return run_network(
+            self.network,
+            views,
+            normalization=self.spec.normalization,
+            device=self.device,
+            dtype=self.dtype,
+            name=self.name,
+        )
+
+
+def run_network(
+    network: Network,
+    views: npt.NDArray[np.uint8],
+    *,
+    normalization: Normalization,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+) -> torch.Tensor:
+    """Normalise views uint8 [B, H, W, 3] on the device, run the network, return float32 logits [B, C].
+
+    Raises:
+        TeacherError: wrong input, wrong output, out of memory, or anything the network raises.
+    """
+    import torch
+
+    if views.dtype != np.uint8 or views.ndim != 4 or views.shape[-1] != 3:
+        raise TeacherError(
+            f"teacher {name} was given views of dtype {views.dtype} and shape {list(views.shape)}; it takes rendered views, "
+            "uint8 "
+            "[batch, height, width, 3], and normalises them itself"
+        )
+    batch = (
+        f"a batch of {len(views)} views of {views.shape[1]} x {views.shape[2]} (height x width, {_dtype_name(dtype)}, {device})"
+    )
+    try:
+        with torch.inference_mode(), _full_precision(device):
+            # torch.tensor copies: rendered batches may be read-only, which torch.from_numpy does not take.
+            pixels = torch.tensor(np.ascontiguousarray(views), device=device)
+            # In torchvision's order (divide, subtract, divide), so that the plain pipeline gives the same bits.
+            inputs = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+            inputs.sub_(_per_channel(normalization.mean, device=device)).div_(_per_channel(normalization.std, device=device))
+            output = network(inputs.to(dtype))
+    except torch.OutOfMemoryError as error:
+        raise TeacherError(
+            f"teacher {name} ran out of memory on {batch}: nothing was labelled. Lower generation.batch_size, or set "
+            "teacher.precision: bf16"
+        ) from error
+    except Exception as error:
+        raise TeacherError(
+            f"teacher {name} failed on {batch}: {type(error).__name__}: {error}. Check that the model takes views of this size "
+            "(views.size, or the model's own img_size in teacher.kwargs) and this precision (teacher.precision: fp32 always "
+            "works)"
+        ) from error
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(views):
+        got = f"a tensor of shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise TeacherError(
+            f"teacher {name} returned {got} for {batch}; it must return logits [batch, classes]. Wrap the model so that its "
+            "forward "
+            "returns only those"
+        )
+    # Cloned outside of inference mode: an inference tensor could not be saved for a student's backward pass.
+    logits: torch.Tensor = output.float().clone()
+    return logits
+
+
+def canonical_architecture(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return an architecture name with its arguments, equal for equal arguments in any order.
+
+    Raises:
+        TeacherError: the arguments are not JSON data.
+    """
+    try:
+        return f"{name}{canonical_json(dict(arguments)).decode()}" if arguments else name
+    except (TypeError, ValueError) as error:
+        raise TeacherError(
+            f"teacher.kwargs of {name} cannot be part of an identity: {error}. Use numbers, strings, booleans, null, lists and "
+            "maps"
+        ) from error
+
+
+def _per_channel(values: tuple[float, ...], *, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Keep cuDNN from rounding float32 convolutions to TF32 and from choosing kernels that differ between runs."""
+    import torch
+
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags

@@ -1,0 +1,96 @@
+"""Teachers from timm, by model name or hub tag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.teachers.assembly import assemble_teacher
+from pipelines.teachers.base import Teacher, canonical_architecture
+from pipelines.teachers.preprocessing import timm_preprocessing
+from pipelines.teachers.weights import load_weights, read_checkpoint
+from storage.config import TeacherConfig
+from storage.errors import TeacherError
+from storage.naming import did_you_mean
+
+_OWN_FIELDS = {"pretrained": "checkpoint", "checkpoint_path": "checkpoint", "num_classes": "num_classes"}
+"""Arguments of timm.create_model that have a field of their own in the config."""
+
+
+def load_timm_teacher(config: TeacherConfig) -> Teacher:
+    """Load a timm model with its pretrained weights, or with those of `config.checkpoint`.
+
+    The preprocessing is what timm resolves from the model's pretrained_cfg; `kwargs.pretrained_cfg_overlay` changes it.
+
+    Raises:
+        TeacherError: unknown name, weights that cannot be had or do not fit, preprocessing that cannot be expressed.
+    """
+    from timm.data.config import resolve_data_config
+
+    state = read_checkpoint(config.checkpoint) if config.checkpoint is not None else None
+    module = _create(config, pretrained=state is None)
+    if state is not None and config.checkpoint is not None:
+        load_weights(module, state, checkpoint=config.checkpoint, name=config.name)
+    pretrained_cfg: Mapping[str, Any] = module.pretrained_cfg
+    if module.num_classes == 0:
+        raise TeacherError(
+            f"timm model {config.name} gives features, not classes: it cannot give soft labels. Choose a model with a "
+            "classifier, or "
+            "give its checkpoint and teacher.num_classes"
+        )
+    data_config = resolve_data_config(_requested_size(config), model=module)
+    arguments = getattr(module, "_model_args", config.kwargs)
+    return assemble_teacher(
+        module,
+        config=config,
+        architecture=canonical_architecture(
+            pretrained_cfg.get("architecture") or config.name,
+            {key: value for key, value in arguments.items() if key not in _OWN_FIELDS},
+        ),
+        preprocessing=timm_preprocessing(data_config, name=config.name),
+        class_names=tuple(pretrained_cfg["label_names"]) if pretrained_cfg.get("label_names") else None,
+    )
+
+
+def _create(config: TeacherConfig, *, pretrained: bool) -> Any:
+    import timm
+
+    for argument, field in _OWN_FIELDS.items():
+        if argument in config.kwargs:
+            raise TeacherError(f"teacher.kwargs.{argument} would hide what the teacher is: use teacher.{field} instead")
+    _check_name(config.name)
+    # A pretrained head keeps its own classes: timm would put a random one in the place of a head of another size.
+    num_classes = None if pretrained else config.num_classes
+    try:
+        return timm.create_model(config.name, pretrained=pretrained, num_classes=num_classes, **config.kwargs)
+    except Exception as error:
+        remedy = (
+            "If the weights cannot be downloaded from here, give a local file: teacher.checkpoint: /path/to/model.safetensors "
+            "(and "
+            "teacher.num_classes where it is not the model's own)"
+            if pretrained
+            else "Check teacher.name and teacher.kwargs"
+        )
+        raise TeacherError(f"timm cannot build {config.name}: {type(error).__name__}: {error}. {remedy}") from error
+
+
+def _check_name(name: str) -> None:
+    from timm.models import is_model, list_models, list_pretrained, split_model_name_tag
+
+    if ":" in name or "/" in name:
+        return
+    architecture, tag = split_model_name_tag(name)
+    if not is_model(architecture):
+        raise TeacherError(f"timm has no model {architecture!r}.{did_you_mean(architecture, list_models())}")
+    tagged = list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise TeacherError(f"timm has no weights {tag!r} of {architecture}.{did_you_mean(name, tagged)}")
+
+
+def _requested_size(config: TeacherConfig) -> dict[str, Any]:
+    """Return timm's size argument: a model built with img_size still carries the size of its pretrained weights."""
+    size = config.kwargs.get("img_size")
+    if size is None:
+        return {}
+    height, width = (size, size) if isinstance(size, int) else size
+    return {"input_size": (3, height, width)}

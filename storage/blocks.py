@@ -1,0 +1,140 @@
+"""The block: a self-describing run of bytes that holds named streams. Byte-exact description in docs/format.md.
+
+magic (8) | header bytes (u32) | header (canonical JSON) | streams | xxh3-64 of all before (u64); integers are little-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from storage.codecs.columns import Bytes
+from storage.errors import FormatError
+from storage.hashing import canonical_json, checksum
+
+MAGIC = b"DECANT\x00\x01"
+"""Six letters, a zero byte, and the version of the container."""
+
+MAX_HEADER_BYTES = 1 << 16
+MAX_STREAM_BYTES = 1 << 30
+_LENGTH = struct.Struct("<I")
+_CHECKSUM = struct.Struct("<Q")
+_ZSTD_LEVEL = 3
+_local = threading.local()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """A block's header fields and its streams, decompressed."""
+
+    header: dict[str, Any]
+    streams: dict[str, Bytes] = field(repr=False)
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True, write_content_size=True)
+    compressor: zstandard.ZstdCompressor = _local.compressor
+    return compressor
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = zstandard.ZstdDecompressor()
+    decompressor: zstandard.ZstdDecompressor = _local.decompressor
+    return decompressor
+
+
+def encode_block(header: Mapping[str, Any], streams: Mapping[str, Bytes]) -> bytes:
+    """Return the bytes of a block.
+
+    Args:
+        header: JSON fields; the key "streams" is the container's own.
+        streams: uint8 arrays by name, stored in the order given, each as zstd where that is smaller.
+    """
+    table: list[list[Any]] = []
+    bodies: list[bytes] = []
+    for name, values in streams.items():
+        raw = values.tobytes()
+        packed = _compressor().compress(raw)
+        body = packed if len(packed) < len(raw) else raw
+        table.append([name, len(raw), len(body)])
+        bodies.append(body)
+    head = canonical_json({**header, "streams": table})
+    if len(head) > MAX_HEADER_BYTES:
+        raise FormatError(f"a block header of {len(head)} bytes exceeds {MAX_HEADER_BYTES}")
+    data = b"".join([MAGIC, _LENGTH.pack(len(head)), head, *bodies])
+    return data + _CHECKSUM.pack(checksum(data))
+
+
+def _header(data: memoryview, *, origin: str) -> tuple[dict[str, Any], int]:
+    start = len(MAGIC) + _LENGTH.size
+    if len(data) < start + _CHECKSUM.size:
+        raise FormatError(f"{origin}: {len(data)} bytes are too few for a block")
+    if data[:6] != MAGIC[:6]:
+        raise FormatError(f"{origin}: not a block; it starts with {bytes(data[:8])!r}")
+    if data[:8] != MAGIC:
+        raise FormatError(f"{origin}: block container version {data[7]}, this release reads {MAGIC[7]}; upgrade decant")
+    if _CHECKSUM.unpack(data[-8:])[0] != checksum(data[:-8]):
+        raise FormatError(f"{origin}: checksum differs; the block is damaged")
+    (length,) = _LENGTH.unpack(data[8:12])
+    if length > MAX_HEADER_BYTES or start + length > len(data) - _CHECKSUM.size:
+        raise FormatError(f"{origin}: header of {length} bytes in a block of {len(data)}")
+    try:
+        header = json.loads(bytes(data[start : start + length]))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{origin}: header is not JSON: {error}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("streams"), list):
+        raise FormatError(f"{origin}: header names no streams")
+    return header, start + length
+
+
+def decode_block(
+    data: bytes | memoryview, *, origin: str, stream_limits: Callable[[dict[str, Any]], Mapping[str, int]]
+) -> Block:
+    """Return header and streams of a block, having checked every byte.
+
+    Args:
+        data: exactly one block.
+        origin: where it lies, for messages.
+        stream_limits: given the header, the most bytes each stream may have once decompressed; nothing larger is allocated.
+
+    Raises:
+        FormatError: damage, another version, or anything `encode_block` cannot have written.
+    """
+    view = memoryview(data)
+    header, offset = _header(view, origin=origin)
+    limits = stream_limits(header)
+    streams: dict[str, Bytes] = {}
+    for entry in header.pop("streams"):
+        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and entry[0] not in streams):
+            raise FormatError(f"{origin}: stream entry {entry!r}")
+        name, raw_bytes, stored_bytes = entry
+        if not (type(raw_bytes) is int and type(stored_bytes) is int and 0 <= stored_bytes <= raw_bytes):
+            raise FormatError(f"{origin}: stream {name!r} announces {raw_bytes!r} bytes in {stored_bytes!r}")
+        if raw_bytes > min(limits.get(name, -1), MAX_STREAM_BYTES):
+            raise FormatError(f"{origin}: stream {name!r} of {raw_bytes} bytes is more than its rows allow")
+        body = view[offset : offset + stored_bytes]
+        offset += stored_bytes
+        if offset > len(view) - _CHECKSUM.size:
+            raise FormatError(f"{origin}: stream {name!r} runs past the end of the block")
+        streams[name] = np.frombuffer(body if stored_bytes == raw_bytes else _decompress(body, raw_bytes, origin=origin), dtype=np.uint8)
+    if offset != len(view) - _CHECKSUM.size:
+        raise FormatError(f"{origin}: {len(view) - _CHECKSUM.size - offset} bytes belong to no stream")
+    return Block(header=header, streams=streams)
+
+
+def _decompress(body: memoryview, raw_bytes: int, *, origin: str) -> bytes:
+    try:
+        if zstandard.frame_content_size(body) != raw_bytes:
+            raise FormatError(f"{origin}: a zstd frame announces other than {raw_bytes} bytes")
+        return _decompressor().decompress(body, max_output_size=raw_bytes)
+    except zstandard.ZstdError as error:
+        raise FormatError(f"{origin}: zstd: {error}") from error

@@ -1,0 +1,153 @@
+"""`decant cache`: what is in a cache, in figures and in words."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from storage.cache import Cache
+from storage.errors import CacheError
+from storage.label_set import LabelSet
+from storage.parts import DeadLetter, PartRecord
+from storage.verify import verify
+
+
+def list_cache(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return one entry a label set; damaged ones are listed with their error."""
+    cache = Cache.at(arguments.cache)
+    named: dict[str, list[str]] = {}
+    for name, label_set in cache.names().items():
+        named.setdefault(label_set, []).append(name)
+    entries, problems = [], []
+    for label_set in sorted(cache.label_set_ids()):
+        try:
+            manifest = LabelSet.open_id(cache, label_set=label_set).manifest
+        except CacheError as error:
+            problems.append(str(error))
+            continue
+        entries.append(
+            {
+                "id": label_set,
+                "names": sorted(named.get(label_set, [])),
+                "teacher": manifest.request.teacher.architecture,
+                "view": manifest.request.view.kind,
+                "num_views": manifest.num_views,
+                "num_rows": manifest.num_rows,
+                "bytes": manifest.parts_bytes,
+            }
+        )
+    lines = [f"{'id':<34}{'name':<24}{'teacher':<34}{'views':>6}{'rows':>14}{'bytes':>16}"]
+    lines += [
+        f"{entry['id']:<34}{', '.join(entry['names'])[:23]:<24}{entry['teacher'][:33]:<34}"
+        f"{entry['num_views']:>6}{entry['num_rows']:>14,}{entry['bytes']:>16,}"
+        for entry in entries
+    ]
+    if not entries and not problems:
+        lines = [f"{arguments.cache} holds no label set; make one with `decant label`"]
+    return {"label_sets": entries, "problems": problems, "text": "\n".join([*lines, *problems])}
+
+
+def show_label_set(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what a label set is."""
+    label_set = LabelSet.open(Cache.at(arguments.cache), name_or_id=arguments.label_set)
+    manifest = label_set.manifest
+    statistics = manifest.statistics
+    rows = max(statistics.num_rows, 1)
+    figures: dict[str, Any] = {
+        **manifest.model_dump(mode="json", exclude={"statistics", "classes"}),
+        "num_classes": manifest.request.target.num_classes,
+        "classes": list(manifest.classes) if manifest.classes else None,
+        "bytes_per_row": manifest.parts_bytes / rows,
+        "mass_kept": statistics.mass_kept_sum / rows,
+        "entries_per_row": statistics.entries_sum / rows,
+        "codec_kl_mean": statistics.codec_kl_sum / rows,
+        "codec_kl_max": statistics.codec_kl_max,
+        "num_empty_rows": statistics.num_empty_rows,
+        "num_full_rows": statistics.num_full_rows,
+        "agreement": statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None,
+    }
+    letters = _dead_letters(label_set) if arguments.dead_letters else []
+    if arguments.dead_letters:
+        figures["dead_letters"] = [letter.model_dump() for letter in letters]
+    request = manifest.request
+    selection = f"top {request.target.k}" if request.target.k is not None else "quality level"
+    made_by = "; ".join(", ".join(f"{name} {value}" for name, value in sorted(made.items())) for made in manifest.provenance)
+    lines = [
+        f"label set {manifest.id}, name {manifest.name!r}",
+        f"  teacher        {request.teacher.kind} {request.teacher.architecture}, {request.teacher.precision}",
+        f"                 weights {request.teacher.weights_sha256}",
+        f"  views          {manifest.num_views} x {request.view.kind} {request.view.size[0]}x{request.view.size[1]}, {request.view.interpolation}",
+        f"  target         {selection} of {request.target.num_classes:,} classes, codec {request.target.codec.model_dump()}, "
+        f"generation temperature {request.target.generation_temperature}",
+        f"  samples        {manifest.num_samples:,} in {manifest.num_units:,} units, {manifest.num_parts:,} parts",
+        f"  rows           {manifest.num_rows:,}, {manifest.num_dead_letters:,} dead letters",
+        f"  bytes          {manifest.parts_bytes:,}, {figures['bytes_per_row']:.1f} a row",
+        f"  mass kept      {figures['mass_kept']:.4f} in {figures['entries_per_row']:.1f} classes a row; {statistics.num_empty_rows:,} rows keep none",
+        f"  codec KL       {figures['codec_kl_mean']:.2e} mean, {figures['codec_kl_max']:.2e} largest (nats)",
+    ]
+    if figures["agreement"] is not None:
+        lines.append(f"  agreement      {figures['agreement']:.4f} with the hard labels")
+    lines.append(f"  source         {manifest.source.get('kind')} {manifest.source.get('path')}")
+    lines.append(f"  made by        {made_by}")
+    lines += [
+        f"  dead letter    {letter.key} at {letter.position}, "
+        f"{'all views' if letter.view is None else f'view {letter.view}'}, {letter.stage}: {letter.reason}"
+        for letter in letters
+    ]
+    return {**figures, "text": "\n".join(lines)}
+
+
+def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
+    folder = label_set.cache.request_folder(label_set.manifest.request.fingerprint())
+    letters: list[DeadLetter] = []
+    for tar_name in label_set.parts.column("tar_name").to_pylist():
+        name = f"{folder}/{tar_name.rsplit('.', 2)[0]}.json"
+        origin = f"{label_set.cache.store.url}/{name}"
+        letters += PartRecord.from_bytes(label_set.cache.store.read(name), origin=origin).dead_letters
+    return letters
+
+
+def verify_label_sets(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Verify one label set, or all of a cache."""
+    cache = Cache.at(arguments.cache)
+    if arguments.label_set is not None:
+        ids = [LabelSet.open(cache, name_or_id=arguments.label_set).manifest.id]
+    else:
+        ids = sorted(cache.label_set_ids())
+    if not ids:
+        raise CacheError(f"{arguments.cache} holds no label set; make one with `decant label`")
+    reports, problems, lines = [], [], []
+    for label_set_id in ids:
+        try:
+            label_set = LabelSet.open_id(cache, label_set=label_set_id)
+        except CacheError as error:
+            problems.append(str(error))
+            continue
+        with tqdm(unit="part", desc="verify", file=sys.stderr, disable=arguments.json or not sys.stderr.isatty()) as bar:
+
+            def advance(done: int, total: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            report = verify(label_set, quick=arguments.quick, on_progress=advance)
+        problems += report.problems
+        reports.append(
+            {
+                "id": label_set_id,
+                "name": label_set.manifest.name,
+                "num_parts": report.num_parts,
+                "num_blocks": report.num_blocks,
+                "num_rows": report.num_rows,
+                "num_bytes": report.num_bytes,
+                "num_problems": len(report.problems),
+            }
+        )
+        what = "sizes" if arguments.quick else "every byte"
+        state = "right" if not report.problems else f"{len(report.problems)} problems"
+        lines.append(f"{label_set_id} {label_set.manifest.name}: {report.num_parts:,} parts, {report.num_rows:,} rows, {what}: {state}")
+    if problems:
+        lines += [*problems, "remove what is damaged and run decant label again: only that is computed anew"]
+    return {"label_sets": reports, "problems": problems, "text": "\n".join(lines)}

@@ -1,0 +1,60 @@
+"""Codecs of soft labels: rows to named byte streams and back. Pure numpy; compression and checksums are the block's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import assert_never
+
+from storage.codecs import compact, exact
+from storage.codecs.columns import Bytes
+from storage.codecs.ranked import RankedLabels
+from storage.errors import FormatError
+from storage.soft_labels import SoftLabels
+from storage.specs import CompactCodec, ExactCodec, SoftLabelsSpec
+
+__all__ = ["RankedLabels", "decode", "encode", "stream_lengths"]
+
+
+def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
+    """Return the byte streams of a block of rows.
+
+    Raises:
+        FormatError: rows that are not a distribution.
+    """
+    rows.check(num_classes=spec.num_classes)
+    match spec.codec:
+        case ExactCodec():
+            return exact.encode(rows, spec=spec)
+        case CompactCodec():
+            return compact.encode(rows, spec=spec)
+        case _:
+            assert_never(spec.codec)
+
+
+def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
+    """Return the most bytes each stream of `num_rows` rows may have; a reader allocates no more."""
+    match spec.codec:
+        case ExactCodec():
+            return exact.stream_lengths(num_rows, spec=spec)
+        case CompactCodec():
+            return compact.stream_lengths(num_rows, spec=spec)
+        case _:
+            assert_never(spec.codec)
+
+
+def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
+    """Return the rows of a block.
+
+    Raises:
+        FormatError: streams that `encode` cannot have made.
+    """
+    try:
+        match spec.codec:
+            case ExactCodec():
+                return exact.decode(streams, num_rows=num_rows, spec=spec)
+            case CompactCodec():
+                return compact.decode(streams, num_rows=num_rows, spec=spec)
+            case _:
+                assert_never(spec.codec)
+    except KeyError as error:
+        raise FormatError(f"stream {error} is missing; the block holds {sorted(streams)}") from error

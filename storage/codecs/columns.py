@@ -1,0 +1,81 @@
+"""Integer arrays as byte planes: least significant byte of all values first, then the next.
+
+The last plane is packed to 1, 2 or 4 bits a value where its values allow: ids below 1,024 take 10 bits, not 16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import FormatError
+
+Bytes = npt.NDArray[np.uint8]
+
+_PACKINGS = (1, 2, 4)
+
+
+def _unpack_table(bits: int) -> npt.NDArray[np.unsignedinteger]:
+    # One word of 8 / bits bytes for every packed byte: a single gather unpacks several values.
+    per_byte = 8 // bits
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    values = ((np.arange(256, dtype=np.uint8)[:, None] >> shifts) & ((1 << bits) - 1)).astype(np.uint8)
+    return values.view({8: np.uint64, 4: np.uint32, 2: np.uint16}[per_byte]).reshape(-1)
+
+
+_UNPACK = {bits: _unpack_table(bits) for bits in _PACKINGS}
+
+
+def bits_needed(largest: int) -> int:
+    """Return the bits a value needs: whole bytes, and 0, 1, 2, 4 or 8 more."""
+    num_bits = largest.bit_length()
+    whole, over = divmod(num_bits, 8)
+    if over == 0:
+        return max(num_bits, 1)
+    return whole * 8 + next((bits for bits in _PACKINGS if over <= bits), 8)
+
+
+def pack(values: npt.NDArray[np.unsignedinteger], *, num_bits: int) -> list[Bytes]:
+    """Split a flat array of unsigned integers below 2^num_bits into byte planes.
+
+    Args:
+        values: flat array of an unsigned dtype, little-endian.
+        num_bits: as `bits_needed` gives; the packed last plane is padded with zero bits to a whole byte.
+    """
+    planes = values.view(np.uint8).reshape(len(values), values.dtype.itemsize)
+    whole, over = divmod(num_bits, 8)
+    packed = [np.ascontiguousarray(planes[:, index]) for index in range(whole)]
+    if over == 0:
+        return packed
+    per_byte = 8 // over
+    last = np.zeros(-(-len(values) // per_byte) * per_byte, dtype=np.uint8)
+    last[: len(values)] = planes[:, whole]
+    shifts = np.arange(per_byte, dtype=np.uint8) * over
+    return [*packed, np.bitwise_or.reduce(last.reshape(-1, per_byte) << shifts, axis=1).astype(np.uint8)]
+
+
+def plane_lengths(count: int, *, num_bits: int) -> list[int]:
+    """Return the bytes of each plane that `pack` makes of `count` values."""
+    whole, over = divmod(num_bits, 8)
+    return [count] * whole + ([-(-count * over // 8)] if over else [])
+
+
+def unpack(planes: list[Bytes], *, count: int, num_bits: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+    """Join byte planes into `count` unsigned integers of the narrowest dtype.
+
+    Raises:
+        FormatError: planes of other number or length than `count` values of `num_bits` bits have.
+    """
+    expected = plane_lengths(count, num_bits=num_bits)
+    if [len(plane) for plane in planes] != expected:
+        raise FormatError(f"planes of {[len(plane) for plane in planes]} bytes cannot hold {count} values of {num_bits} bits: {expected}")
+    over = num_bits % 8
+    if over:
+        planes = [*planes[:-1], _UNPACK[over].take(planes[-1]).view(np.uint8)[:count]]
+    if len(planes) == 1:
+        return planes[0]
+    joined = planes[-1].astype(np.uint16 if len(planes) == 2 else np.uint32)
+    for plane in reversed(planes[:-1]):
+        joined <<= 8
+        joined |= plane
+    return joined

@@ -1,0 +1,111 @@
+"""The compact codec: classes as a set, probabilities on a square-root grid.
+
+q = round(S sqrt(p)) in one byte; classes with q = 0 fall to the rest; p' = q^2 / (sum q^2 + q_rest^2). With d the error of
+sqrt(p), KL(p || p') = 2 sum d^2 to second order: a grid uniform in sqrt(p) is the KL-optimal one. The order of near-equal classes
+is noise that the values say again, so classes are stored ascending, as steps from one to the next (the first from 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
+from storage.codecs.ranked import RankedLabels
+from storage.errors import FormatError
+from storage.soft_labels import SoftLabels, id_dtype
+from storage.specs import CompactCodec, SoftLabelsSpec
+
+_DROPPED = np.uint64(2**64 - 1)
+_SQUARES = (np.arange(256, dtype=np.float32) ** 2).astype(np.float32)
+
+
+def grid_levels(log_probs: npt.NDArray[np.float32], *, levels: int) -> npt.NDArray[np.uint8]:
+    """Return q = round(levels * sqrt(p)) of log-probabilities, uint8."""
+    return np.rint(levels * np.exp(np.minimum(log_probs, 0) * np.float32(0.5))).astype(np.uint8)
+
+
+def _count_bits(spec: SoftLabelsSpec) -> int:
+    return 8 if spec.max_entries <= 255 else 16
+
+
+def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
+    """Return the streams of a block of rows."""
+    assert isinstance(spec.codec, CompactCodec)
+    levels = grid_levels(rows.log_probs, levels=spec.codec.levels)
+    kept = levels > 0
+    packed = (rows.class_ids.astype(np.uint64) << np.uint64(8)) | levels
+    packed[~kept] = _DROPPED
+    packed.sort(axis=1)
+    present = packed != _DROPPED
+    counts = present.sum(axis=1)
+    steps = np.diff((packed >> np.uint64(8)).astype(np.int64), axis=1, prepend=0)[present].astype(np.uint32)
+    # The rest is what the kept classes leave, dropped ones included; it is never rounded away while there is some.
+    dropped = np.where(kept, np.float32(0), np.exp(np.minimum(rows.log_probs, 0))).sum(axis=1)
+    rest = np.exp(np.minimum(rows.log_rest, 0)) + dropped
+    rest_levels = np.rint(spec.codec.levels * np.sqrt(np.minimum(rest, 1)))
+    rest_levels = np.where(rest > 0, np.maximum(rest_levels, 1), 0).astype(np.uint8)
+    step_bits = 8 * max(1, -(-int(steps.max(initial=0)).bit_length() // 8))
+    streams = {f"counts{i}": plane for i, plane in enumerate(pack(counts.astype(np.uint16), num_bits=_count_bits(spec)))}
+    streams |= {f"steps{i}": plane for i, plane in enumerate(pack(steps, num_bits=step_bits))}
+    streams["levels"] = (packed[present] & np.uint64(0xFF)).astype(np.uint8)
+    streams["rest"] = rest_levels
+    return streams
+
+
+def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
+    """Return the most bytes each stream of a block may have."""
+    most = num_rows * spec.max_entries
+    counts = {f"counts{i}": n for i, n in enumerate(plane_lengths(num_rows, num_bits=_count_bits(spec)))}
+    step_planes = -(-bits_needed(spec.num_classes - 1) // 8)
+    return counts | {f"steps{i}": most for i in range(step_planes)} | {"levels": most, "rest": num_rows}
+
+
+def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
+    """Return the rows of a block, classes ascending, as wide as its fullest row.
+
+    Raises:
+        FormatError: streams that `encode` cannot have made.
+    """
+    count_bits = _count_bits(spec)
+    counts = unpack([streams[f"counts{i}"] for i in range(count_bits // 8)], count=num_rows, num_bits=count_bits)
+    levels, rest_levels = streams["levels"], streams["rest"]
+    total, entries = int(counts.sum(dtype=np.int64)), int(counts.max(initial=0))
+    if total != len(levels) or entries > spec.max_entries or len(rest_levels) != num_rows:
+        raise FormatError(f"{num_rows} rows announce {total} entries, at most {entries} a row; {len(levels)} are there")
+    if total and not levels.min():
+        raise FormatError("a kept class has level 0")
+    planes = [streams[name] for name in sorted(streams) if name.startswith("steps")]
+    steps = unpack(planes, count=total, num_bits=8 * len(planes))
+    dtype = id_dtype(spec.num_classes)
+    if total == num_rows * entries:
+        squares = levels.reshape(num_rows, entries).astype(np.float32)
+        ids = steps.reshape(num_rows, entries).astype(dtype)
+    else:
+        # Rows are ragged: one window copy pads step and level, which travel in one word, to a rectangle.
+        words = np.zeros(total + entries, dtype=np.uint16 if len(planes) == 1 else np.uint32 if len(planes) < 4 else np.uint64)
+        words[:total] = steps
+        words <<= 8
+        words[:total] |= levels
+        starts = np.cumsum(counts, dtype=np.int64) - counts
+        padded = sliding_window_view(words, entries)[starts]
+        padded *= np.arange(entries, dtype=counts.dtype) < counts[:, None]
+        squares = (padded & 0xFF).astype(np.float32)
+        padded >>= 8
+        ids = padded.astype(dtype)
+    ids = np.cumsum(ids, axis=1, dtype=dtype)
+    if ids.size and (int(ids[:, -1].max()) >= spec.num_classes or int(ids.min()) < 0):
+        raise FormatError(f"class ids from {int(ids.min())} to {int(ids.max())} leave the {spec.num_classes} classes")
+    squares *= squares
+    rest = _SQUARES.take(rest_levels)
+    mass = np.einsum("ij->i", squares)
+    mass += rest
+    if num_rows and not float(mass.min()) > 0:
+        raise FormatError("a row has neither kept classes nor rest mass")
+    scale = np.float32(1) / mass
+    squares *= scale[:, None]
+    rest *= scale
+    return SoftLabels(class_ids=ids, probs=squares, rest=rest, num_classes=spec.num_classes)

@@ -1,0 +1,91 @@
+"""The exact codec: class ids by rank, float16 log-probabilities as row deltas, float16 log of the rest mass.
+
+Log-probabilities are at most 0 and fall along a row, so the bit patterns of their float16 magnitudes rise along it: deltas are
+small and never negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
+from storage.codecs.ranked import RankedLabels
+from storage.errors import FormatError
+from storage.soft_labels import SoftLabels, id_dtype
+from storage.specs import SoftLabelsSpec
+
+_MAGNITUDE = 0x7FFF
+_INFINITY = 0x7C00
+
+
+def _probability_table() -> npt.NDArray[np.float32]:
+    magnitudes = np.arange(_INFINITY + 1, dtype=np.uint16).view(np.float16).astype(np.float64)
+    return np.exp(-magnitudes).astype(np.float32)
+
+
+_PROBABILITY = _probability_table()
+"""float32 [31745], exp(-m) for every float16 magnitude m up to infinity."""
+
+
+def _magnitudes(log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    # A float32 log-softmax may end an ulp above 0; a magnitude has no sign.
+    with np.errstate(over="ignore"):
+        return np.minimum(log_probs, 0).astype(np.float16).view(np.uint16) & np.uint16(_MAGNITUDE)
+
+
+def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
+    """Return the streams of a block of rows."""
+    ids = rows.class_ids.reshape(-1).astype(np.uint32)
+    magnitudes = _magnitudes(rows.log_probs)
+    deltas = np.diff(magnitudes, axis=1, prepend=np.uint16(0)).reshape(-1)
+    streams = {f"ids{i}": plane for i, plane in enumerate(pack(ids, num_bits=bits_needed(spec.num_classes - 1)))}
+    streams |= {f"deltas{i}": plane for i, plane in enumerate(pack(deltas, num_bits=16))}
+    streams |= {f"rest{i}": plane for i, plane in enumerate(pack(_magnitudes(rows.log_rest), num_bits=16))}
+    return streams
+
+
+def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
+    """Return the bytes of every stream of a block, all of which follow from its shape."""
+    count = num_rows * spec.max_entries
+    lengths = {f"ids{i}": n for i, n in enumerate(plane_lengths(count, num_bits=bits_needed(spec.num_classes - 1)))}
+    return lengths | {"deltas0": count, "deltas1": count, "rest0": num_rows, "rest1": num_rows}
+
+
+def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
+    """Return the rows of a block; probabilities and rest are scaled by the rounding of their sum to be a distribution.
+
+    Raises:
+        FormatError: streams that `encode` cannot have made.
+    """
+    entries = spec.max_entries
+    count = num_rows * entries
+    num_bits = bits_needed(spec.num_classes - 1)
+    ids = unpack([streams[f"ids{i}"] for i in range(-(-num_bits // 8))], count=count, num_bits=num_bits)
+    if count and int(ids.max()) >= spec.num_classes:
+        raise FormatError(f"class id {int(ids.max())} is outside the {spec.num_classes} classes")
+    deltas = unpack([streams["deltas0"], streams["deltas1"]], count=count, num_bits=16).reshape(num_rows, entries)
+    magnitudes = np.cumsum(deltas, axis=1, dtype=np.uint16)
+    rest_magnitudes = unpack([streams["rest0"], streams["rest1"]], count=num_rows, num_bits=16)
+    # Deltas that wrap would fall; a valid row ends at its largest magnitude.
+    largest = max(int(magnitudes.max(initial=0)), int(rest_magnitudes.max(initial=0)))
+    if largest > _INFINITY:
+        raise FormatError(f"float16 bit pattern {largest:#06x} is NaN")
+    # mode: the default checks every index a second time.
+    probs = _PROBABILITY.take(magnitudes, mode="clip")
+    rest = _PROBABILITY.take(rest_magnitudes, mode="clip")
+    total = np.einsum("ij->i", probs)
+    total += rest
+    if num_rows and not float(total.min()) > 0.5:
+        raise FormatError("a row's probabilities and rest mass sum to less than one half")
+    scale = np.float32(1) / total
+    probs *= scale[:, None]
+    rest *= scale
+    return SoftLabels(
+        class_ids=ids.astype(id_dtype(spec.num_classes)).reshape(num_rows, entries),
+        probs=probs,
+        rest=rest,
+        num_classes=spec.num_classes,
+    )

@@ -1,0 +1,169 @@
+"""Files of a cache, on any fsspec store: all-or-nothing writes, create-if-absent, ranged reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from storage.errors import CacheError
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URL and the path inside it.
+
+    Raises:
+        CacheError: the protocol is unknown or its package is not installed.
+    """
+    protocol = url.split("://", 1)[0] if "://" in url else "file"
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        remedy = f"pip install 'decant[{extra}]'" if extra else "install the fsspec package for this protocol"
+        raise CacheError(f"{url}: cannot open {protocol}:// paths ({error}); {remedy}") from error
+    except ValueError as error:
+        raise CacheError(f"{url}: {error}; use a local path, s3://, gs:// or memory://") from error
+    return fs, path
+
+
+class Store:
+    """A folder of files that are written once, whole. Picklable."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/") if url != "/" else url
+        self._fs, self._root = filesystem_of(self.url)
+        self._local = isinstance(self._fs, LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def path(self, name: str) -> str:
+        """Return the path of a file inside the store's file system."""
+        return f"{self._root.rstrip('/')}/{name}"
+
+    @contextlib.contextmanager
+    def _explained(self, doing: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CacheError(
+                f"cannot {doing} {self.url}/{name}: {reason}; check that the store can be reached, is writable and has space. "
+                "What was committed before is whole: run the same command again to go on."
+            ) from error
+        except Exception as error:
+            # Object store clients raise their own types (credentials, endpoints, dropped connections).
+            if type(error).__module__.split(".")[0] not in {"botocore", "aiobotocore", "gcsfs", "google", "aiohttp", "urllib3"}:
+                raise
+            raise CacheError(f"cannot {doing} {self.url}/{name}: {error}; check endpoint, credentials and network") from error
+
+    def read(self, name: str) -> bytes:
+        """Return a whole file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CacheError: the store failed.
+        """
+        with self._explained("read", name):
+            data: bytes = self._fs.cat_file(self.path(name))
+            return data
+
+    def read_range(self, name: str, *, start: int, num_bytes: int) -> bytes:
+        """Return bytes [start, start + num_bytes) of a file, fewer where it ends before."""
+        with self._explained("read", name):
+            if self._local:
+                with open(self.path(name), "rb", buffering=0) as file:  # noqa: PTH123 - a str path saves a Path per block
+                    return os.pread(file.fileno(), num_bytes, start)
+            data: bytes = self._fs.cat_file(self.path(name), start=start, end=start + num_bytes)
+            return data
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._explained("look at", name):
+            self._fs.invalidate_cache()
+            return int(self._fs.size(self.path(name)))
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file is there."""
+        with self._explained("look at", name):
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self.path(name)))
+
+    def names(self, prefix: str) -> list[str]:
+        """List files below a folder, relative to the store, sorted. A hint, never truth: files may lie there that nobody committed."""
+        with self._explained("list", prefix):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self.path(prefix))
+            except FileNotFoundError:
+                return []
+            start = len(self.path(""))
+            return sorted(path[start:] for path in found)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all, over any other of that name."""
+        with self._explained("write", name):
+            if self._local:
+                with self._staged(name, data) as staged:
+                    os.replace(staged, self.path(name))  # noqa: PTH105
+            else:
+                self._fs.pipe_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file if there is none of that name; return whether this call made it."""
+        with self._explained("create", name):
+            try:
+                if self._local:
+                    with self._staged(name, data) as staged:
+                        os.link(staged, self.path(name))
+                else:
+                    self._fs.pipe_file(self.path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    @contextlib.contextmanager
+    def _staged(self, name: str, data: bytes) -> Iterator[str]:
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.parent / f".{uuid.uuid4().hex}.partial"
+        try:
+            with staged.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield str(staged)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; absent is fine."""
+        with self._explained("remove", name), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self.path(name))
+
+    def check_writable(self) -> None:
+        """Write, read and remove a probe.
+
+        Raises:
+            CacheError: the store cannot be written.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        self.write(name, b"probe")
+        self.remove(name)

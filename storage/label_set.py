@@ -1,0 +1,272 @@
+"""Label sets: what an experiment reads. A manifest names every part; a reader trusts nothing else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from storage.cache import Cache
+from storage.errors import CacheError, CorruptError, FormatError, MismatchError
+from storage.hashing import canonical_json, digest, fingerprint
+from storage.naming import did_you_mean
+from storage.parts import Info, PartRecord, PartStatistics, decode_class_means, encode_class_means
+from storage.specs import PartSpec, RequestSpec
+
+_EXTENT = {"offset": pa.int64(), "num_bytes": pa.int64(), "checksum": pa.string()}
+_SCHEMA = pa.schema(
+    {
+        "unit_name": pa.string(),
+        "unit_digest": pa.string(),
+        "num_samples": pa.int64(),
+        "first_view": pa.int32(),
+        "num_views": pa.int32(),
+        "tar_name": pa.string(),
+        "tar_bytes": pa.int64(),
+        "tar_sha256": pa.string(),
+        "samples": pa.struct(_EXTENT),
+        "blocks": pa.list_(
+            pa.struct(
+                _EXTENT
+                | {"view": pa.int32(), "first_sample": pa.int32(), "num_samples": pa.int32(), "num_rows": pa.int32()}
+            )
+        ),
+    }
+)
+
+_BATCH_PARTS = 1024
+
+
+class Manifest(Info):
+    """What a label set is; its parts are listed in parts.parquet, whose digest stands here."""
+
+    format: Literal[1] = 1
+    id: str
+    name: str
+    request: RequestSpec
+    num_units: int
+    num_samples: int
+    num_views: int
+    num_rows: int
+    num_dead_letters: int
+    num_parts: int
+    parts_bytes: int
+    parts_file: str
+    """Name of the table of parts; it holds the first digits of `parts_sha256`, so that two writers never mix their files."""
+    parts_sha256: str
+    class_means_file: str
+    class_means_sha256: str
+    classes: tuple[str, ...] | None
+    source: dict[str, Any]
+    """The source's config when the labels were made: where to look, not identity."""
+    statistics: PartStatistics
+    provenance: tuple[dict[str, str], ...]
+    """What made the parts: library versions and devices, each different one once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSet:
+    """A committed label set, opened.
+
+    Attributes:
+        parts: one row a part, the columns of parts.parquet; units in source order.
+    """
+
+    cache: Cache
+    manifest: Manifest
+    parts: pa.Table = field(repr=False)
+
+    @property
+    def folder(self) -> str:
+        """Folder of the label set in its cache."""
+        return f"label_sets/{self.manifest.id}"
+
+    @classmethod
+    def open(cls, cache: Cache, *, name_or_id: str) -> Self:
+        """Open a label set by name or id.
+
+        Raises:
+            MismatchError: there is none of that name.
+            CorruptError: its files are not what was committed.
+        """
+        names = cache.names()
+        ids = sorted(cache.label_set_ids())
+        matching = [i for i in ids if len(name_or_id) >= 8 and i.startswith(name_or_id)]
+        label_set = names.get(name_or_id) or (matching[0] if len(matching) == 1 else None)
+        if label_set is None:
+            if not ids:
+                raise CacheError(f"{cache.store.url} holds no label set; make one with `decant label`")
+            raise MismatchError(f"{cache.store.url} holds no label set {name_or_id!r}.{did_you_mean(name_or_id, [*names, *ids])}")
+        return cls.open_id(cache, label_set=label_set)
+
+    @classmethod
+    def open_id(cls, cache: Cache, *, label_set: str) -> Self:
+        """Open a label set by its full id."""
+        folder = f"label_sets/{label_set}"
+        origin = f"{cache.store.url}/{folder}"
+        try:
+            data = cache.store.read(f"{folder}/manifest.json")
+            body, _, end = data.rstrip(b"\n").rpartition(b"\n")
+            if digest(body).encode() != end:
+                raise CorruptError(f"{origin}/manifest.json is damaged (its sha256 differs)")
+            manifest = Manifest.model_validate_json(body)
+            table = cache.store.read(f"{folder}/{manifest.parts_file}")
+        except FileNotFoundError as error:
+            raise CorruptError(f"{origin}: {error.filename or error} is missing; run decant label again") from error
+        except ValidationError as error:
+            raise FormatError(f"{origin}/manifest.json: not a manifest this release can read: {error}") from error
+        if manifest.id != label_set:
+            raise MismatchError(f"{origin}/manifest.json is that of {manifest.id}; the folder was renamed")
+        if digest(table) != manifest.parts_sha256:
+            raise CorruptError(f"{origin}/{manifest.parts_file} is damaged (its sha256 differs from the manifest's); run decant label again")
+        return cls(cache=cache, manifest=manifest, parts=pq.read_table(io.BytesIO(table)).cast(_SCHEMA))
+
+    def tar_path(self, tar_name: str) -> str:
+        """Return the path of a part's tar in the cache."""
+        return f"{self.cache.request_folder(self.manifest.request.fingerprint())}/{tar_name}"
+
+    def class_means(self) -> npt.NDArray[np.float64]:
+        """Return float64 [classes], the mean probability of every class over all rows."""
+        name = f"{self.folder}/{self.manifest.class_means_file}"
+        data = self.cache.store.read(name)
+        if digest(data) != self.manifest.class_means_sha256:
+            raise CorruptError(f"{self.cache.store.url}/{name} is damaged (its sha256 differs from the manifest's)")
+        return decode_class_means(data, origin=f"{self.cache.store.url}/{name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsedPart:
+    """A range of views of a unit and the part that holds it.
+
+    Attributes:
+        unit_name: name of the unit in this source; the part does not depend on it.
+        first_view: first view that is used; the part may hold others.
+        num_views: views that are used.
+    """
+
+    unit_name: str
+    part: PartSpec
+    first_view: int
+    num_views: int
+
+
+def _row(used: UsedPart, record: PartRecord) -> dict[str, Any]:
+    views = range(used.first_view, used.first_view + used.num_views)
+    return {
+        "unit_name": used.unit_name,
+        "unit_digest": record.part.unit_digest,
+        "num_samples": record.num_samples,
+        "first_view": used.first_view,
+        "num_views": used.num_views,
+        "tar_name": record.tar_name,
+        "tar_bytes": record.tar_bytes,
+        "tar_sha256": record.tar_sha256,
+        "samples": record.samples.model_dump(),
+        "blocks": [block.model_dump() for block in record.blocks if block.view in views],
+    }
+
+
+def label_set_id(*, request: str, parts: Iterable[UsedPart]) -> str:
+    """Return the identity of a label set: its request and, in order, unit, content and views of every part."""
+    members = [[used.unit_name, used.part.unit_digest, used.first_view, used.num_views] for used in parts]
+    return fingerprint({"request": request, "parts": members})[:32]
+
+
+@dataclass
+class _Totals:
+    """What the manifest says of all parts together."""
+
+    statistics: PartStatistics = field(default_factory=PartStatistics)
+    num_rows: int = 0
+    num_dead_letters: int = 0
+    parts_bytes: int = 0
+    num_parts: int = 0
+    unit_samples: dict[str, int] = field(default_factory=dict)
+    provenance: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
+
+
+def _write_parts(parts: Iterable[tuple[UsedPart, PartRecord]], totals: _Totals) -> Iterator[pa.RecordBatch]:
+    rows: list[dict[str, Any]] = []
+    for used, record in parts:
+        rows.append(_row(used, record))
+        totals.statistics = totals.statistics.plus(record.statistics)
+        totals.num_rows += sum(block["num_rows"] for block in rows[-1]["blocks"])
+        totals.num_dead_letters += len(record.dead_letters)
+        totals.parts_bytes += record.tar_bytes
+        totals.num_parts += 1
+        totals.provenance.add(tuple(sorted(record.provenance.items())))
+        totals.unit_samples[used.unit_name] = record.num_samples
+        if len(rows) == _BATCH_PARTS:
+            yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+            rows = []
+    if rows:
+        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+
+
+def commit_label_set(
+    cache: Cache,
+    *,
+    identity: str,
+    name: str,
+    request: RequestSpec,
+    parts: Iterable[tuple[UsedPart, PartRecord]],
+    num_views: int,
+    classes: tuple[str, ...] | None,
+    source: dict[str, Any],
+) -> LabelSet:
+    """Write a label set over committed parts; the manifest last. If the label set exists already, that one counts.
+
+    Args:
+        identity: `label_set_id` of the parts.
+        parts: in source order, views of a unit in order; read once.
+    """
+    folder = f"label_sets/{identity}"
+    totals = _Totals()
+    sums = np.zeros(request.target.num_classes)
+
+    def summed() -> Iterator[tuple[UsedPart, PartRecord]]:
+        for used, record in parts:
+            if record.statistics.num_rows:
+                data = cache.read_extent(cache.tar_name(record), record.class_means)
+                np.add(sums, record.statistics.num_rows * decode_class_means(data, origin=record.tar_name), out=sums)
+            yield used, record
+
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd", write_statistics=False) as writer:
+        for batch in _write_parts(summed(), totals):
+            writer.write_batch(batch)
+    table = buffer.getvalue()
+    means = encode_class_means(sums / max(totals.statistics.num_rows, 1))
+    manifest = Manifest(
+        id=identity,
+        name=name,
+        request=request,
+        num_units=len(totals.unit_samples),
+        num_samples=sum(totals.unit_samples.values()),
+        num_views=num_views,
+        num_rows=totals.num_rows,
+        num_dead_letters=totals.num_dead_letters,
+        num_parts=totals.num_parts,
+        parts_bytes=totals.parts_bytes,
+        parts_file=f"parts-{digest(table)[:16]}.parquet",
+        parts_sha256=digest(table),
+        class_means_file=f"class_means-{digest(means)[:16]}.block",
+        class_means_sha256=digest(means),
+        classes=classes,
+        source=source,
+        statistics=totals.statistics,
+        provenance=tuple(dict(items) for items in sorted(totals.provenance)),
+    )
+    cache.store.write(f"{folder}/{manifest.parts_file}", table)
+    cache.store.write(f"{folder}/{manifest.class_means_file}", means)
+    body = canonical_json(manifest.model_dump(mode="json"))
+    cache.store.create(f"{folder}/manifest.json", body + b"\n" + digest(body).encode() + b"\n")
+    cache.point_name(name, label_set=identity)
+    return LabelSet.open_id(cache, label_set=identity)

@@ -1,0 +1,252 @@
+"""Parts: one tar for the targets of one source unit and a range of views, and the record that makes it count.
+
+Members are blocks. The record holds what a reader must know to trust the tar: its digest, and offset, size and checksum of every
+block. A tar without a record is nobody's; `docs/format.md` has the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage import tar
+from storage.blocks import decode_block, encode_block
+from storage.codecs.columns import pack, unpack
+from storage.codecs.ranked import RankedLabels
+from storage.errors import CorruptError, FormatError
+from storage.hashing import canonical_json, checksum, digest, key_hash
+from storage.label_blocks import encode_label_block
+from storage.samples import SampleTable, encode_samples
+from storage.specs import PartSpec, SoftLabelsSpec
+
+FORMAT_VERSION = 1
+
+
+class Info(BaseModel):
+    """Measured facts, never hashed into an identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Extent(Info):
+    """Where a block lies in its tar."""
+
+    offset: int = Field(ge=0)
+    num_bytes: int = Field(ge=0)
+    checksum: str
+    """xxh3-64 of the block, 16 hex digits."""
+
+
+class BlockExtent(Extent):
+    """A block of labels: which rows it holds and where it lies."""
+
+    view: int = Field(ge=0)
+    first_sample: int = Field(ge=0)
+    num_samples: int = Field(ge=1)
+    num_rows: int = Field(ge=0)
+
+
+class DeadLetter(Info):
+    """A sample, or one view of it, that has no label."""
+
+    key: str
+    position: int
+    view: int | None
+    """None: the sample failed before it had views."""
+    stage: Literal["read", "decode", "render", "teacher"]
+    reason: str
+
+
+class PartStatistics(Info):
+    """What was measured of the rows; sums, so that parts add up. No times: equal rows give equal records."""
+
+    num_rows: int = 0
+    codec_kl_sum: float = 0.0
+    """Nats, summed over rows: KL of the exact selection, rest spread evenly, to what is stored."""
+    codec_kl_max: float = 0.0
+    mass_kept_sum: float = 0.0
+    entries_sum: int = 0
+    num_empty_rows: int = 0
+    """Rows that keep no class at all."""
+    num_full_rows: int = 0
+    """Rows of a quality level that ran into the cap on classes."""
+    num_labelled_rows: int = 0
+    num_agreeing_rows: int = 0
+    """Rows whose most probable class is the hard label."""
+
+    def plus(self, other: PartStatistics) -> PartStatistics:
+        """Return the statistics of both together."""
+        summed = {name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
+        return PartStatistics.model_validate({**summed, "codec_kl_max": max(self.codec_kl_max, other.codec_kl_max)})
+
+
+class PartRecord(Info):
+    """The commit of a part."""
+
+    format: Literal[1] = 1
+    part: PartSpec
+    unit_name: str
+    num_samples: int
+    tar_name: str
+    tar_bytes: int
+    tar_sha256: str
+    samples: Extent
+    class_means: Extent
+    blocks: tuple[BlockExtent, ...]
+    dead_letters: tuple[DeadLetter, ...]
+    statistics: PartStatistics
+    provenance: dict[str, str]
+
+    def to_bytes(self) -> bytes:
+        """Return the stored form: canonical JSON, then the sha256 of it on a line of its own."""
+        data = canonical_json(self.model_dump(mode="json"))
+        return data + b"\n" + digest(data).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, origin: str) -> Self:
+        """Return the record of its stored form.
+
+        Raises:
+            FormatError: damage, another version, or not a part record.
+        """
+        body, _, end = data.rstrip(b"\n").rpartition(b"\n")
+        if digest(body).encode() != end:
+            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs)")
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            raise FormatError(f"{origin}: not a part record this release can read: {error}") from error
+
+
+@dataclass(kw_only=True)
+class PartWriter:
+    """Collects the blocks of a part and gives its bytes; the same rows always give the same bytes."""
+
+    part: PartSpec
+    target: SoftLabelsSpec
+    samples: SampleTable
+    _pieces: list[bytes] = field(default_factory=list, repr=False)
+    _num_bytes: int = 0
+    _blocks: list[BlockExtent] = field(default_factory=list, repr=False)
+    _samples: Extent | None = None
+
+    def __post_init__(self) -> None:
+        self._samples = self._add("samples", encode_samples(self.samples))
+
+    def _add(self, name: str, data: bytes) -> Extent:
+        header = tar.member_header(f"{self.part.name.replace('.', '-')}-{name}", num_bytes=len(data))
+        extent = Extent(offset=self._num_bytes + len(header), num_bytes=len(data), checksum=f"{checksum(data):016x}")
+        self._pieces += [header, data, tar.padding(len(data))]
+        self._num_bytes += sum(len(piece) for piece in self._pieces[-3:])
+        return extent
+
+    def add_rows(
+        self,
+        rows: RankedLabels,
+        *,
+        view: int,
+        first_sample: int,
+        present: npt.NDArray[np.bool_],
+        view_digests: npt.NDArray[np.uint64],
+    ) -> bytes:
+        """Append a block of rows of one view and return its bytes, for measuring. Arguments as in `encode_label_block`."""
+        keys = self.samples.keys[first_sample : first_sample + len(present)]
+        data = encode_label_block(
+            rows,
+            spec=self.target,
+            view=view,
+            first_sample=first_sample,
+            present=present,
+            key_hash=key_hash(keys),
+            view_digests=view_digests,
+        )
+        extent = self._add(f"v{view:05d}-{first_sample:08d}.soft_labels", data)
+        self._blocks.append(
+            BlockExtent(
+                **extent.model_dump(), view=view, first_sample=first_sample, num_samples=len(present), num_rows=len(rows)
+            )
+        )
+        return data
+
+    def finish(
+        self,
+        *,
+        unit_name: str,
+        class_means: npt.NDArray[np.float64],
+        dead_letters: tuple[DeadLetter, ...],
+        statistics: PartStatistics,
+        provenance: dict[str, str],
+    ) -> tuple[bytes, PartRecord]:
+        """Return the bytes of the tar and its record.
+
+        Args:
+            class_means: [classes], mean probability of every class over the rows.
+        """
+        assert self._samples is not None
+        means = self._add("class_means", encode_class_means(class_means))
+        data = b"".join([*self._pieces, tar.END_OF_ARCHIVE])
+        tar_sha256 = digest(data)
+        record = PartRecord(
+            part=self.part,
+            unit_name=unit_name,
+            num_samples=len(self.samples.keys),
+            tar_name=f"{self.part.name}.{tar_sha256[:16]}.tar",
+            tar_bytes=len(data),
+            tar_sha256=tar_sha256,
+            samples=self._samples,
+            class_means=means,
+            blocks=tuple(self._blocks),
+            dead_letters=dead_letters,
+            statistics=statistics,
+            provenance=provenance,
+        )
+        return data, record
+
+
+def encode_class_means(means: npt.NDArray[np.float64]) -> bytes:
+    """Return the block of mean class probabilities, float16 logs."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(means).astype(np.float16).view(np.uint16)
+    planes = pack(logs, num_bits=16)
+    return encode_block({"kind": "class_means", "num_classes": len(means)}, {f"logs{i}": plane for i, plane in enumerate(planes)})
+
+
+def _class_mean_limits(header: dict[str, Any]) -> dict[str, int]:
+    num_classes = header.get("num_classes")
+    if header.get("kind") != "class_means" or type(num_classes) is not int or not 0 < num_classes <= 2**32:
+        raise FormatError(f"not mean class probabilities: kind {header.get('kind')!r} of {num_classes!r} classes")
+    return {"logs0": num_classes, "logs1": num_classes}
+
+
+def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
+    """Return float64 [classes], mean probabilities.
+
+    Raises:
+        FormatError: damage, or not such a block.
+    """
+    block = decode_block(data, origin=origin, stream_limits=_class_mean_limits)
+    try:
+        planes = [block.streams["logs0"], block.streams["logs1"]]
+    except KeyError as error:
+        raise FormatError(f"{origin}: stream {error} is missing") from error
+    logs = unpack(planes, count=block.header["num_classes"], num_bits=16).view(np.float16).astype(np.float64)
+    if np.isnan(logs).any() or (logs > 1e-3).any():
+        raise FormatError(f"{origin}: mean class probabilities above 1 or NaN")
+    return np.exp(logs)
+
+
+def check_extent(data: bytes, extent: Extent, *, origin: str) -> None:
+    """Refuse bytes that are not those a record committed.
+
+    Raises:
+        CorruptError: too few bytes, or another checksum.
+    """
+    if len(data) != extent.num_bytes:
+        raise CorruptError(f"{origin}: {len(data)} of {extent.num_bytes} bytes at {extent.offset}; the part is truncated")
+    found = f"{checksum(data):016x}"
+    if found != extent.checksum:
+        raise CorruptError(f"{origin}: block at {extent.offset} has checksum {found}, committed was {extent.checksum}")

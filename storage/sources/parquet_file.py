@@ -1,0 +1,129 @@
+"""Open a Parquet file of pictures, check what it holds, and decode one row group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.config.source import ParquetConfig
+from storage.errors import SourceError
+from storage.naming import did_you_mean
+from storage.sources.files import open_store, reaching
+
+BATCH_ROWS = 64
+"""Rows decoded at a time. Small batches also keep the pictures of one batch below the 2 GiB of Arrow's binary type."""
+
+_BYTES = "bytes"
+
+
+def open_parquet(url: str) -> pq.ParquetFile:
+    """Open a file with page checksums verified where its writer stored them.
+
+    Raises:
+        SourceError: the file does not exist or is no whole Parquet file.
+    """
+    fs, path = open_store(url)
+    with reaching(url, action="open"):
+        try:
+            return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+        except pa.ArrowInvalid as error:
+            raise SourceError(f"{url} is truncated, damaged or no Parquet file: {error}; copy or write it again") from error
+
+
+def decode_row_group(parquet: pq.ParquetFile, *, url: str, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a row group, at most `BATCH_ROWS` in a batch; of a struct column only its bytes are read.
+
+    Raises:
+        SourceError: the row group does not decode, or a page's checksum differs.
+    """
+    types = {column: parquet.schema_arrow.field(column).type for column in columns}
+    paths = [f"{column}.{_BYTES}" if pa.types.is_struct(types[column]) else column for column in columns]
+    num_rows = 0
+    batches = parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=paths, use_threads=False)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{url}: row group {group} cannot be read: {error}; copy or write the file again") from error
+        if batch is None:
+            break
+        num_rows += batch.num_rows
+        yield batch
+    expected = parquet.metadata.row_group(group).num_rows
+    if num_rows != expected:
+        raise SourceError(
+            f"{url}: row group {group} gave {num_rows} rows, not {expected} as its footer says; write the file again"
+        )
+
+
+def pictures(batch: pa.RecordBatch, *, column: str) -> pa.Array:
+    """Return the picture bytes of a batch as a binary array; null where the struct or its bytes are."""
+    array = batch.column(column)
+    if not pa.types.is_struct(array.type):
+        return array
+    return array.flatten()[array.type.get_field_index(_BYTES)]
+
+
+def check_columns(schema: pa.Schema, *, url: str, config: ParquetConfig) -> None:
+    """Check that the columns of a config are there and of a usable type.
+
+    Raises:
+        SourceError: a column is missing or of another type; the message names the columns there are.
+    """
+    image = _field(schema, url=url, column=config.image_column, option="image_column").type
+    if pa.types.is_struct(image) and image.get_field_index(_BYTES) >= 0:
+        image = image.field(_BYTES).type
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        raise SourceError(
+            f"{url}: column {config.image_column!r} is {image}, not struct<bytes, path> or binary, so it holds no pictures; name "
+            "the picture column in source.image_column"
+        )
+    if config.label_column is not None:
+        label = _field(schema, url=url, column=config.label_column, option="label_column").type
+        if not pa.types.is_integer(label):
+            raise SourceError(
+                f"{url}: column {config.label_column!r} is {label}, not an integer, so it holds no class labels; name the label "
+                "column in source.label_column, or null for a source without labels"
+            )
+    if config.key_column is not None:
+        key = _field(schema, url=url, column=config.key_column, option="key_column").type
+        if not (pa.types.is_integer(key) or pa.types.is_string(key) or pa.types.is_large_string(key)):
+            raise SourceError(
+                f"{url}: column {config.key_column!r} is {key}, not a string or integer, so it holds no keys; name another "
+                "source.key_column, or null for keys of file stem and row number"
+            )
+
+
+def class_names(schema: pa.Schema, *, url: str, column: str | None) -> tuple[str, ...] | None:
+    """Return the names of the ClassLabel feature of a column, as Hugging Face datasets writes it into the schema's metadata.
+
+    Raises:
+        SourceError: the metadata are there but are no JSON.
+    """
+    stored = (schema.metadata or {}).get(b"huggingface")
+    if stored is None or column is None:
+        return None
+    try:
+        value: Any = json.loads(stored)
+    except ValueError as error:
+        raise SourceError(
+            f"{url}: its huggingface metadata are no JSON ({error}), give source.classes or write it again"
+        ) from error
+    for name in ("info", "features", column, "names"):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return None
+    return tuple(value)
+
+
+def _field(schema: pa.Schema, *, url: str, column: str, option: str) -> pa.Field:
+    if schema.names.count(column) != 1:
+        how_many = "no column" if column not in schema.names else "more than one column"
+        raise SourceError(
+            f"{url} has {how_many} {column!r}; name the right one in source.{option}.{did_you_mean(column, schema.names)}"
+        )
+    return schema.field(column)

@@ -1,0 +1,211 @@
+"""Rows of a label set joined with the pictures they were made from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import CorruptError, MismatchError
+from storage.hashing import fingerprint, key_hash
+from storage.label_blocks import LabelBlock, decode_label_block
+from storage.label_set import LabelSet
+from storage.parts import Extent
+from storage.samples import SampleTable, decode_samples
+from storage.soft_labels import concatenate
+from storage.sources.base import Source, SourceUnit, UnitReader
+from storage.streams.base import StreamRows
+
+_OPEN_UNITS = 64
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockPlace:
+    """Where a block of the stream lies."""
+
+    part: int
+    extent: Extent
+    first_sample: int
+    num_samples: int
+    num_rows: int
+
+
+class _Recent(Generic[K, V]):
+    """The most recently used values, at most `capacity`."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """Return a value that is still held."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> V | None:
+        """Hold a value; return one that had to go."""
+        self._values[key] = value
+        return self._values.popitem(last=False)[1] if len(self._values) > self._capacity else None
+
+
+class LabelStream:
+    """Rows of one view an epoch: epoch e reads view e modulo the number of views.
+
+    Every block read is checked against the label set; every block joined is checked against the source by the hash of its keys.
+    Holds the decoded blocks of a window and the readers of a few units.
+    """
+
+    def __init__(self, label_set: LabelSet, *, source: Source, held_blocks: int = 128) -> None:
+        """Join a label set and a source.
+
+        Args:
+            held_blocks: decoded blocks that are kept; at least the blocks of a shuffle window.
+
+        Raises:
+            MismatchError: the source lacks a unit that was labelled.
+        """
+        self._label_set = label_set
+        self._source = source
+        self._held_blocks = held_blocks
+        units = {unit.name: unit for unit in source.units()}
+        self._units: list[SourceUnit] = []
+        for name in label_set.parts.column("unit_name").to_pylist():
+            if name not in units:
+                raise MismatchError(
+                    f"label set {label_set.manifest.name!r} has labels of unit {name!r}, which the source does not hold "
+                    f"(it holds {len(units)} units); point source at the data that was labelled, with the same unit_size"
+                )
+            self._units.append(units[name])
+        self._places = self._index()
+        self._reset()
+
+    def _index(self) -> list[list[_BlockPlace]]:
+        places: list[list[_BlockPlace]] = [[] for _ in range(self._label_set.manifest.num_views)]
+        for part, blocks in enumerate(self._label_set.parts.column("blocks").to_pylist()):
+            for block in blocks:
+                places[block["view"]].append(
+                    _BlockPlace(
+                        part=part,
+                        extent=Extent(offset=block["offset"], num_bytes=block["num_bytes"], checksum=block["checksum"]),
+                        first_sample=block["first_sample"],
+                        num_samples=block["num_samples"],
+                        num_rows=block["num_rows"],
+                    )
+                )
+        return places
+
+    def _reset(self) -> None:
+        self._tar_names: list[str] = self._label_set.parts.column("tar_name").to_pylist()
+        self._blocks: _Recent[tuple[int, int], LabelBlock] = _Recent(self._held_blocks)
+        self._readers: _Recent[str, UnitReader] = _Recent(_OPEN_UNITS)
+        self._tables: _Recent[int, SampleTable] = _Recent(_OPEN_UNITS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        held = {"_blocks", "_readers", "_tables"}
+        return {name: value for name, value in self.__dict__.items() if name not in held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    @property
+    def label_set(self) -> LabelSet:
+        """The label set that is read."""
+        return self._label_set
+
+    def identity(self) -> str:
+        """Return a fingerprint of the rows and their order."""
+        return fingerprint({"label_set": self._label_set.manifest.id, "stream": 1})
+
+    def _view(self, epoch: int) -> int:
+        return epoch % self._label_set.manifest.num_views
+
+    def block_rows(self, *, epoch: int) -> npt.NDArray[np.int64]:
+        """Return int64 [blocks], the rows of each block of the epoch's view."""
+        return np.array([place.num_rows for place in self._places[self._view(epoch)]], dtype=np.int64)
+
+    def _reader(self, part: int) -> UnitReader:
+        unit = self._units[part]
+        reader = self._readers.get(unit.name)
+        if reader is None:
+            reader = self._source.open(unit)
+            evicted = self._readers.put(unit.name, reader)
+            if evicted is not None:
+                evicted.close()
+        return reader
+
+    def _table(self, part: int) -> SampleTable:
+        table = self._tables.get(part)
+        if table is None:
+            cell = self._label_set.parts.column("samples")[part].as_py()
+            path = self._label_set.tar_path(self._tar_names[part])
+            table = decode_samples(self._label_set.cache.read_extent(path, Extent(**cell)), origin=path)
+            self._tables.put(part, table)
+        return table
+
+    def labels_of(self, *, view: int, block_id: int) -> LabelBlock:
+        """Return a decoded block of a view, checked against the label set, not joined."""
+        place = self._places[view][block_id]
+        path = self._label_set.tar_path(self._tar_names[place.part])
+        block = decode_label_block(self._label_set.cache.read_extent(path, place.extent), origin=path)
+        found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
+        if found != (view, place.first_sample, place.num_samples, place.num_rows):
+            raise CorruptError(f"{path}: the block at {place.extent.offset} is (view, first sample, samples, rows) {found}")
+        return block
+
+    def _joined(self, view: int, block_id: int) -> LabelBlock:
+        block = self._blocks.get((view, block_id))
+        if block is not None:
+            return block
+        place = self._places[view][block_id]
+        block = self.labels_of(view=view, block_id=block_id)
+        keys = self._reader(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
+        if len(keys) != place.num_samples or key_hash(keys) != block.key_hash:
+            labelled = self._table(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
+            differ = next((i for i, (a, b) in enumerate(zip(labelled, keys, strict=False)) if a != b), min(len(labelled), len(keys)))
+            here = keys[differ] if differ < len(keys) else "nothing"
+            raise MismatchError(
+                f"unit {self._units[place.part].name!r} does not hold the samples that were labelled: at position "
+                f"{place.first_sample + differ} the labels are of {labelled[differ]!r}, the source holds {here!r}; "
+                "restore the source or run decant label on it"
+            )
+        self._blocks.put((view, block_id), block)
+        return block
+
+    def read(self, *, epoch: int, block_ids: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> StreamRows:
+        """Return rows by (block, row inside the block), in the order asked for."""
+        view = self._view(epoch)
+        unique, inverse = np.unique(block_ids, return_inverse=True)
+        order = np.argsort(inverse, kind="stable")
+        bounds = np.searchsorted(inverse[order], np.arange(len(unique) + 1))
+        soft_labels, labels, digests = [], [], []
+        keys: list[str] = [""] * len(rows)
+        images: list[bytes] = [b""] * len(rows)
+        for index, block_id in enumerate(unique.tolist()):
+            asked = order[bounds[index] : bounds[index + 1]]
+            block = self._joined(view, block_id)
+            part = self._places[view][block_id].part
+            reader, table = self._reader(part), self._table(part)
+            chosen = rows[asked]
+            positions = block.positions[chosen]
+            soft_labels.append(block.soft_labels.take(chosen))
+            digests.append(block.view_digests[chosen])
+            labels.append(table.labels[positions])
+            for slot, position in zip(asked.tolist(), positions.tolist(), strict=True):
+                keys[slot] = table.keys[position]
+                images[slot] = reader.read(position)
+        restore = np.argsort(order, kind="stable")
+        return StreamRows(
+            keys=keys,
+            images=images,
+            labels=np.concatenate(labels)[restore],
+            view_indices=np.full(len(rows), view, dtype=np.int64),
+            view_digests=np.concatenate(digests)[restore],
+            soft_labels=concatenate(soft_labels).take(restore),
+        )

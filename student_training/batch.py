@@ -1,0 +1,82 @@
+"""One process's share of a training batch, as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from storage.soft_labels import SoftLabels
+from storage.specs import Normalization
+from student_training.objective import SparseTargets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Rows of one step that one process trains on.
+
+    Attributes:
+        step: update, counted from 0 over all epochs.
+        keys: sample keys, for messages.
+        images: uint8 [B, 3, H, W], the student's views.
+        labels: int64 [B], hard labels, NO_LABEL where there is none.
+        targets: cached soft labels; None from a source alone.
+        teacher_views: uint8 [B, H', W', 3], the views at the teacher's size, on the CPU; None unless a live teacher wants them.
+    """
+
+    step: int
+    keys: list[str]
+    images: Tensor
+    labels: Tensor
+    targets: SparseTargets | None
+    teacher_views: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; the DataLoader calls this."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            targets=None if self.targets is None else self.targets.pin_memory(),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device, copied without waiting where memory is page-locked; teacher views stay."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            targets=None if self.targets is None else self.targets.to(device),
+        )
+
+
+def to_targets(soft_labels: SoftLabels) -> SparseTargets:
+    """Return soft labels as tensors."""
+    return SparseTargets(
+        class_ids=to_tensor(soft_labels.class_ids), probs=to_tensor(soft_labels.probs), rest=to_tensor(soft_labels.rest)
+    )
+
+
+def to_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return an array as a tensor, sharing memory unless the array is read-only or strided, which torch does not take well."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+class Normalizer:
+    """(pixels / 255 - mean) / std, on the device the pixels are on."""
+
+    def __init__(self, normalization: Normalization, *, device: torch.device) -> None:
+        self._mean = torch.tensor(normalization.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(normalization.std, device=device).view(1, 3, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 [B, 3, H, W], contiguous, of uint8 [B, 3, H, W]."""
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
+        return pixels.div_(255).sub_(self._mean).div_(self._std)

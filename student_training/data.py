@@ -1,0 +1,148 @@
+"""From a row stream to batches: a dataset of whole batches, so that order is the same for any number of workers and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from storage.errors import DecantError, MismatchError
+from storage.order import EpochOrder
+from storage.streams.base import RowStream
+from student_training.batch import Batch
+from student_training.plan import StepPlan
+from student_training.rendering import Renderer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """Which process of how many.
+
+    Attributes:
+        rank: this process.
+        world_size: processes that share each batch.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+
+class StepDataset(IterableDataset["Batch | DecantError"]):
+    """Batches of steps [start, stop) for one process; worker w of W makes every W-th of them, and the DataLoader takes turns.
+
+    An error a user should read ends the iteration as its last item: the DataLoader would bury its message in a traceback.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        *,
+        plan: StepPlan,
+        renderer: Renderer,
+        seed: int,
+        window_blocks: int,
+        start: int = 0,
+        share: Share | None = None,
+        num_threads: int = 1,
+        num_classes: int | None = None,
+    ) -> None:
+        """Describe the batches; nothing is read yet.
+
+        Args:
+            stream: the rows.
+            plan: which rows each step reads.
+            renderer: how rows become pixels.
+            seed: of the order.
+            window_blocks: blocks that are mixed with each other; 0: canonical order.
+            start: first step.
+            share: this process's part of every batch; None: all of it.
+            num_threads: threads that decode, in each worker.
+            num_classes: hard labels must be below this; None: they are not used.
+        """
+        super().__init__()
+        self._stream = stream
+        self._plan = plan
+        self._renderer = renderer
+        self._seed = seed
+        self._window_blocks = window_blocks
+        self._start = start
+        self._share = share or Share()
+        self._num_threads = num_threads
+        self._num_classes = num_classes
+
+    def __iter__(self) -> Iterator[Batch | DecantError]:
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        order: EpochOrder | None = None
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(self._num_threads)) if self._num_threads > 1 else None
+            for step in range(self._start + first, self._plan.num_steps, stride):
+                epoch, start, stop = self._plan.rows(step, rank=self._share.rank, world_size=self._share.world_size)
+                if start == stop:  # a small last batch of an evaluation may have no row for this process
+                    continue
+                try:
+                    if order is None or order.epoch != epoch:
+                        order = self._order(epoch)
+                    yield self._read(order, step=step, start=start, stop=stop, pool=pool)
+                except DecantError as error:
+                    yield error
+                    return
+
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(
+            block_rows=self._stream.block_rows(epoch=epoch), seed=self._seed, epoch=epoch, window_blocks=self._window_blocks
+        )
+
+    def _read(self, order: EpochOrder, *, step: int, start: int, stop: int, pool: ThreadPoolExecutor | None) -> Batch:
+        block_ids, block_rows = order.slice(start, stop)
+        rows = self._stream.read(epoch=order.epoch, block_ids=block_ids, rows=block_rows)
+        if self._num_classes is not None and rows.labels.max(initial=0) >= self._num_classes:
+            worst = int(np.argmax(rows.labels))
+            raise MismatchError(
+                f"sample {rows.keys[worst]!r} has label {rows.labels[worst]} but the student has {self._num_classes} classes "
+                f"(0 to {self._num_classes - 1}); raise training.student.num_classes, or check the source's labels"
+            )
+        return self._renderer.render_rows(rows, step=step, pool=pool)
+
+
+def load_batches(
+    dataset: StepDataset, *, workers: int, pin_memory: bool = False, start_method: str | None = None
+) -> Iterator[Batch]:
+    """Yield the dataset's batches in step order, made ahead of time by loader processes.
+
+    Never touches torch's global random state, so that reading does not change what dropout draws.
+
+    Args:
+        dataset: the batches.
+        workers: loader processes; 0: this one.
+        pin_memory: copy batches to page-locked memory, for a GPU.
+        start_method: how loader processes start (`fork`, `spawn`, ...); None: the platform's way.
+
+    Raises:
+        DecantError: what went wrong in a loader process, as it was raised there.
+    """
+    loader: DataLoader[Batch | DecantError] = DataLoader(
+        dataset,
+        batch_size=None,
+        collate_fn=_keep,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+        multiprocessing_context=start_method if workers else None,
+    )
+    for item in loader:
+        if isinstance(item, DecantError):
+            raise item
+        yield item
+
+
+def _keep(item: T) -> T:
+    return item

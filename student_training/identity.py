@@ -1,0 +1,91 @@
+"""What a run is: everything its weights depend on. A checkpoint and a finished run belong to one identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.config.experiment import ExperimentConfig
+from storage.config.training import TrainingConfig
+from storage.errors import MismatchError
+from storage.hashing import digest, fingerprint
+from storage.specs import ViewSpec
+from storage.streams.base import RowStream
+
+_HOW_TO_RUN = {
+    "output",
+    "device",
+    "loader_workers",
+    "torch_threads",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "evaluation",
+    "source",
+}
+
+
+def describe_run(
+    config: ExperimentConfig,
+    training: TrainingConfig,
+    *,
+    stream: RowStream,
+    view: ViewSpec,
+    num_classes: int,
+    generation_temperature: float,
+    mean_class_probs: npt.NDArray[np.floating[Any]] | None,
+) -> dict[str, Any]:
+    """Return the identity of a run as JSON data. Where it runs, where files lie and how often it reports are not part of it."""
+    settings = training.model_dump(mode="json", exclude=_HOW_TO_RUN)
+    # The rows themselves say which labels they are; a label set may be renamed.
+    settings["targets"].pop("label_set", None)
+    identity: dict[str, Any] = {
+        "training": settings,
+        "view": view.to_json(),
+        "num_classes": num_classes,
+        "generation_temperature": generation_temperature,
+        "stream": stream.identity(),
+    }
+    if training.loss.rest == "mean" and mean_class_probs is not None:
+        identity["mean_class_probs"] = digest(np.ascontiguousarray(mean_class_probs, dtype=np.float64).tobytes())
+    if training.targets.kind == "live" and config.teacher is not None:
+        identity["teacher"] = config.teacher.model_dump(mode="json", exclude={"device"})
+    return {**identity, "fingerprint": fingerprint(identity)}
+
+
+def require_same_run(found: dict[str, Any], *, asked: dict[str, Any], where: str) -> None:
+    """Check that what lies in a run's folder is of the run that is asked for.
+
+    Args:
+        found: identity that was stored.
+        asked: identity of this run.
+        where: the folder, for the message.
+
+    Raises:
+        MismatchError: they differ; the message names the fields and both values.
+    """
+    if found.get("fingerprint") == asked["fingerprint"]:
+        return
+    old, new = _flatten(found), _flatten(asked)
+    lines = []
+    for name in sorted((old.keys() | new.keys()) - {"fingerprint"}):
+        if old.get(name) == new.get(name):
+            continue
+        if name == "stream":
+            lines.append("stream: other samples, labels or order of rows (source, label set, views or sample_fraction changed)")
+        else:
+            lines.append(f"{name}: {old.get(name, 'not there')!r} there, {new.get(name, 'not there')!r} asked for")
+    raise MismatchError(
+        f"{where} holds another run, which cannot be continued as this one:\n  "
+        + "\n  ".join(lines)
+        + "\nGive another training.output, put these values back, or start over without resuming, which clears that run"
+    )
+
+
+def _flatten(value: Any, *, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    parts = (_flatten(item, name=f"{name}.{key}" if name else key) for key, item in value.items())
+    return {key: item for part in parts for key, item in part.items()}

@@ -1,0 +1,98 @@
+"""Rows of a stream to tensors: decode, render the view the teacher saw, and prove it."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from storage.errors import SampleError, ViewMismatchError
+from storage.images import decode_image
+from storage.specs import Size, ViewSpec
+from storage.streams.base import NO_DIGEST, StreamRows
+from storage.views import draw_view_params, render, view_digest
+from student_training.batch import Batch, to_targets, to_tensor
+
+_MAX_THREADS = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Renderer:
+    """What the student and a live teacher see of a row.
+
+    Attributes:
+        view: the views, at the teacher's size.
+        size: height and width of the student's input; the same field of view is rendered at it.
+        max_pixels: larger pictures are refused.
+        keep_teacher_views: whether batches hold the views at the teacher's size, too.
+    """
+
+    view: ViewSpec
+    size: Size
+    max_pixels: int
+    keep_teacher_views: bool = False
+
+    def render_rows(self, rows: StreamRows, *, step: int, pool: ThreadPoolExecutor | None) -> Batch:
+        """Return the rows as tensors; rows with a view digest are compared with what the teacher saw.
+
+        Raises:
+            SampleError: a picture cannot be decoded.
+            ViewMismatchError: the pixels are not those of the teacher.
+        """
+        images = np.empty((len(rows.keys), *self.size, 3), dtype=np.uint8)
+        keep_apart = self.keep_teacher_views and self.view.size != self.size
+        teacher_views = np.empty((len(rows.keys), *self.view.size, 3), dtype=np.uint8) if keep_apart else None
+
+        def render_into(row: int) -> None:
+            self._render_row(rows, row=row, images=images, teacher_views=teacher_views)
+
+        for _ in map(render_into, range(len(rows.keys))) if pool is None else pool.map(render_into, range(len(rows.keys))):
+            pass
+        student_views = torch.from_numpy(images)
+        kept_views = student_views if teacher_views is None else torch.from_numpy(teacher_views)
+        return Batch(
+            step=step,
+            keys=rows.keys,
+            images=student_views.permute(0, 3, 1, 2),
+            labels=to_tensor(rows.labels),
+            targets=None if rows.soft_labels is None else to_targets(rows.soft_labels),
+            teacher_views=kept_views if self.keep_teacher_views else None,
+        )
+
+    def _render_row(
+        self, rows: StreamRows, *, row: int, images: npt.NDArray[np.uint8], teacher_views: npt.NDArray[np.uint8] | None
+    ) -> None:
+        key, view_index, digest = rows.keys[row], int(rows.view_indices[row]), int(rows.view_digests[row])
+        try:
+            image = decode_image(rows.images[row], max_pixels=self.max_pixels)
+            params = draw_view_params(self.view, key=key, view_index=view_index, width=image.width, height=image.height)
+        except SampleError as error:
+            raise SampleError(
+                f"sample {key!r}, view {view_index}: {error}; take the picture out of the source, or mend it"
+            ) from error
+        same_size = self.size == self.view.size
+        if same_size or digest != NO_DIGEST or teacher_views is not None:
+            pixels = render(image, params, interpolation=self.view.interpolation)
+            if digest != NO_DIGEST and view_digest(pixels) != digest:
+                raise ViewMismatchError(
+                    f"sample {key!r}, view {view_index}: the student rendered pixels with digest {view_digest(pixels):016x} but "
+                    f"the teacher saw {digest:016x}, so the label is not one of this view. The source's pictures changed, or Pillow "
+                    "decodes or resizes otherwise here: restore the source, install the Pillow version that the labels record, or "
+                    "label again"
+                )
+            if teacher_views is not None:
+                teacher_views[row] = pixels
+            if same_size:
+                images[row] = pixels
+        if not same_size:
+            images[row] = render(image, params, size=self.size, interpolation=self.view.interpolation)
+
+
+def num_decode_threads(*, loader_workers: int, local_processes: int) -> int:
+    """Return the threads with which one process decodes; Pillow releases the interpreter lock while it works."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(_MAX_THREADS, cores // (max(1, loader_workers) * local_processes)))

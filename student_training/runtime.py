@@ -1,0 +1,73 @@
+"""Where training runs: device, precision and processes, through accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+
+from storage.config.training import TrainingConfig
+from storage.errors import ConfigError
+
+_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@contextmanager
+def open_accelerator(config: TrainingConfig) -> Iterator[Accelerator]:
+    """Yield an accelerator for one training; several processes are found from the environment that a launcher sets.
+
+    accelerate keeps its state in the process; it is cleared here, so that one process can train several students in turn.
+
+    Raises:
+        ConfigError: a device that is not there, or a precision that it does not compute in.
+    """
+    device = resolve_device(config.device)
+    check_precision(config.precision, device=device)
+    _forget_state()
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=_PRECISIONS[config.precision])
+    yield accelerator
+    accelerator.end_training()
+    _forget_state()
+
+
+def resolve_device(name: str) -> str:
+    """Return `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: an unknown name, or cuda where torch finds no GPU.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"training.device is {name!r}; valid are auto, cpu and cuda. Choose one of several GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"training.device is cuda but torch {torch.__version__} finds no GPU here; set device: cpu to train slowly, or check the "
+            "driver and that torch is built for CUDA"
+        )
+    return name
+
+
+def check_precision(precision: str, *, device: str) -> None:
+    """Check that a device computes in a precision.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError("training.precision is fp16, which CPUs do not train in; use bf16 or fp32, or device: cuda")
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("training.precision is bf16, which this GPU does not compute in; use fp16 or fp32")
+
+
+def _forget_state() -> None:
+    """Clear accelerate's record of device and precision; that of processes stays while they are connected."""
+    connected = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not connected)
+    if not connected:
+        PartialState._reset_state()
