@@ -19,16 +19,12 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def _silent(text: str) -> None:
+    pass
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def _load(arguments: argparse.Namespace) -> Any:
@@ -83,15 +79,22 @@ def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     config = _load(arguments)
     try:
-        from student_training.experiment import run_experiment
+        from student_training.experiment import LiveSide, run_experiment
     except ImportError as error:
         _need("train", error)
-    teacher: Callable[..., Any] | None = None
+    live = None
     if config.training is not None and config.training.targets.kind == "live":
+        from pipelines.request import resolve_view
         from pipelines.teachers import load_teacher
 
-        teacher = load_teacher(config.teacher).logits
-    return run_experiment(config, teacher=teacher, say=(lambda _text: None) if arguments.json else _say)
+        teacher = load_teacher(config.teacher)
+        live = LiveSide(
+            teacher=teacher.logits,
+            view=resolve_view(config, evaluation=teacher.preprocessing.view),
+            num_classes=teacher.spec.num_classes,
+        )
+    say = _silent if arguments.json else _say
+    return run_experiment(config, live=live, resume=not arguments.restart, say=say)
 
 
 def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
         result: dict[str, Any] = _run(parsed, rest)
         return result
 
-    return run_demo(arguments.folder, command=command, num_seeds=arguments.seeds, say=(lambda _text: None) if arguments.json else _say)
+    return run_demo(arguments.folder, command=command, num_seeds=arguments.seeds, say=_silent if arguments.json else _say)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipelines.plan import LabelPlan, make_plan
 from pipelines.progress import PartProgress
 from pipelines.request import check_classes, resolve_request
-from pipelines.runner import is_local, pipeline_options, run_pipeline
+from pipelines.runner import make_pipeline, pipeline_options, run_pipeline
 from pipelines.teacher_memo import TeacherFacts, TeacherMemo
 from pipelines.transforms import TASKS_PER_FILE, LabelTasks, LabelUnits, shared_teacher, task_to_json
 from storage.cache import Cache
@@ -165,11 +165,11 @@ def _run_tasks(run: PlannedRun, *, beam_arguments: Sequence[str], progress: bool
         source=run.source_config,
         generation=config.generation,
     )
-    pipeline = beam.Pipeline(options=options)
+    pipeline = make_pipeline(options, workers=config.generation.workers)
     _ = pipeline | beam.Create(files) | LabelTasks(store=cache.store, label_units=label_units)
     with PartProgress(plan, cache=cache, show=progress and sys.stderr.isatty()):
         try:
-            run_pipeline(pipeline, local=is_local(options))
+            run_pipeline(pipeline)
         except DecantError:
             raise
         except Exception as error:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import _thread
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from storage.errors import ConfigError, DecantError
 
@@ -23,6 +24,7 @@ LOCAL_RUNNER = "FnApiRunner"
 
 _LOCAL_RUNNERS = {"fnapirunner", "directrunner", "bundlebaseddirectrunner", "switchingdirectrunner"}
 _REFUSED_RUNNERS = {"daskrunner": "it drops elements of ordinary pipelines without an error"}
+_SAFE_RUNNERS = "FnApiRunner, FlinkRunner, SparkRunner or DataflowRunner"
 
 
 class WorkerDiedError(DecantError):
@@ -35,29 +37,38 @@ def pipeline_options(arguments: Sequence[str], *, workers: int) -> PipelineOptio
     Raises:
         ConfigError: a runner that is known to lose data, or arguments Beam does not know.
     """
-    given = [*arguments]
-    runner = next((argument.split("=", 1)[1] for argument in given if argument.startswith("--runner=")), None)
-    if runner is None and "--runner" in given:
-        runner = given[min(given.index("--runner") + 1, len(given) - 1)]
-    if runner is None:
-        given.append(f"--runner={LOCAL_RUNNER}")
-        runner = LOCAL_RUNNER
-    name = runner.rsplit(".", 1)[-1].lower()
-    if name in _REFUSED_RUNNERS:
-        raise ConfigError(f"--runner {runner}: refused, {_REFUSED_RUNNERS[name]}. Use FnApiRunner, FlinkRunner, SparkRunner or DataflowRunner")
-    if name in _LOCAL_RUNNERS and workers > 1:
-        given += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-    options = PipelineOptions(given)
+    options = PipelineOptions(list(arguments))
     unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
     if unknown:
-        raise ConfigError(f"unknown arguments: {', '.join(sorted(f'--{name}' for name in unknown))}; see `decant label --help`")
+        names = ", ".join(sorted(f"--{name}" for name in unknown))
+        raise ConfigError(f"neither decant nor Beam knows {names}; see `decant label --help` and Beam's pipeline options")
+    standard = options.view_as(StandardOptions)
+    if standard.runner is None:
+        standard.runner = LOCAL_RUNNER
+    reason = _REFUSED_RUNNERS.get(_short_name(options))
+    if reason is not None:
+        raise ConfigError(f"--runner {standard.runner}: refused, {reason}. Use {_SAFE_RUNNERS}")
     return options
 
 
-def is_local(options: PipelineOptions) -> bool:
-    """Return whether the pipeline runs in this process and its children."""
-    runner = options.view_as(StandardOptions).runner or LOCAL_RUNNER
-    return runner.rsplit(".", 1)[-1].lower() in _LOCAL_RUNNERS
+def _short_name(options: PipelineOptions) -> str:
+    return str(options.view_as(StandardOptions).runner).rsplit(".", 1)[-1].lower()
+
+
+def make_pipeline(options: PipelineOptions, *, workers: int) -> beam.Pipeline:
+    """Return an empty pipeline; on the local runner, one that runs in `workers` processes of this machine."""
+    if workers == 1 or _short_name(options) not in _LOCAL_RUNNERS:
+        return beam.Pipeline(options=options)
+    # FnApiRunner's own multi-process mode starts noisy workers that outlive a killed run. With ours its mode stays "in_memory",
+    # about which it warns.
+    logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").setLevel(logging.ERROR)
+    # Workers import what this process can import, a user's own factory too.
+    path = shlex.quote(os.pathsep.join(entry for entry in sys.path if entry))
+    command = f"exec env PYTHONPATH={path} {shlex.quote(sys.executable)} -m pipelines.local_worker"
+    environment = SubprocessSDKEnvironment.from_command_string(command)
+    options.view_as(StandardOptions).runner = None
+    options._all_options["direct_num_workers"] = workers
+    return beam.Pipeline(runner=FnApiRunner(default_environment=environment), options=options)
 
 
 class _Watchdog:
@@ -70,27 +81,23 @@ class _Watchdog:
         self.message: str | None = None
 
     def __call__(self, arguments: threading.ExceptHookArgs) -> None:
-        error = arguments.exc_value
-        if error is None or "Worker subprocess exited" not in str(error):
+        if "Worker subprocess exited" not in str(arguments.exc_value):
             threading.__excepthook__(arguments)
-            return
-        if self.message is None:
-            self.message = str(error)
-            _thread.interrupt_main()
+        elif self.message is None:
+            self.message = str(arguments.exc_value)
+            # A real signal: only that wakes a main thread that waits for a lock.
+            main_thread = threading.main_thread().ident
+            assert main_thread is not None
+            signal.pthread_kill(main_thread, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def watch_workers() -> Iterator[_Watchdog]:
-    """Watch the worker processes of the local runner while the body runs.
-
-    Raises:
-        WorkerDiedError: one of them died.
-    """
+def _watched_workers() -> Iterator[None]:
     watchdog = _Watchdog()
     before = threading.excepthook
     threading.excepthook = watchdog
     try:
-        yield watchdog
+        yield
     except (KeyboardInterrupt, RuntimeError) as error:
         if watchdog.message is None:
             raise
@@ -102,13 +109,13 @@ def watch_workers() -> Iterator[_Watchdog]:
         threading.excepthook = before
 
 
-def run_pipeline(pipeline: beam.Pipeline, *, local: bool) -> Any:
+def run_pipeline(pipeline: beam.Pipeline) -> Any:
     """Run a pipeline to its end and return Beam's result.
 
     Raises:
-        WorkerDiedError: a local worker process died.
+        WorkerDiedError: a worker process of the local runner died.
     """
-    with watch_workers() if local else contextlib.nullcontext():
+    with _watched_workers():
         result = pipeline.run()
         result.wait_until_finish()
     return result

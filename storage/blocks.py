@@ -26,7 +26,9 @@ MAX_HEADER_BYTES = 1 << 16
 MAX_STREAM_BYTES = 1 << 30
 _LENGTH = struct.Struct("<I")
 _CHECKSUM = struct.Struct("<Q")
-_ZSTD_LEVEL = 3
+_ZSTD = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "write_checksum": 1, "write_content_size": 1}
+"""Level 3 without its search for short matches: planes of noise have none worth taking. Smaller, and faster both ways."""
+
 _local = threading.local()
 
 
@@ -40,7 +42,8 @@ class Block:
 
 def _compressor() -> zstandard.ZstdCompressor:
     if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True, write_content_size=True)
+        parameters = zstandard.ZstdCompressionParameters.from_level(3, **_ZSTD)
+        _local.compressor = zstandard.ZstdCompressor(compression_params=parameters)
     compressor: zstandard.ZstdCompressor = _local.compressor
     return compressor
 

@@ -23,6 +23,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from storage.errors import SampleError
 
+
+class _Tiff(TiffImageFile):
+    """TIFF without the check against Pillow's global limit; `decode_image` has checked its own by then."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.new(self.mode, self._tile_size).im
+        super().load_prepare()
+
+
 # Image.open warns and refuses by a limit that is global to the process, and tries every plugin, even that of Ghostscript.
 _FORMATS: tuple[tuple[str, type[ImageFile.ImageFile], tuple[bytes, ...]], ...] = (
     ("JPEG", JpegImageFile, (b"\xff\xd8\xff",)),
@@ -30,7 +40,7 @@ _FORMATS: tuple[tuple[str, type[ImageFile.ImageFile], tuple[bytes, ...]], ...] =
     ("WebP", WebPImageFile, (b"RIFF",)),
     ("GIF", GifImageFile, (b"GIF87a", b"GIF89a")),
     ("BMP", BmpImageFile, (b"BM",)),
-    ("TIFF", TiffImageFile, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    ("TIFF", _Tiff, (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     ("PPM", PpmImageFile, (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf")),
 )
 
@@ -112,7 +122,7 @@ def _to_8_bits(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
         return np.rint(reals * 255).astype(np.uint8)
     span = float(high) - float(low)
-    return np.rint((reals - float(low)) * (255 / span if span else 0)).astype(np.uint8)
+    return np.rint((reals - float(low)) * 255 / (span or 1)).astype(np.uint8)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -22,7 +22,7 @@ DIGEST_STRIDE = 64
 
 MIN_BLOCK_ROWS = 256
 MAX_BLOCK_ROWS = 4096
-_BLOCK_ENTRIES = 51_200
+_BLOCK_ENTRIES = 204_800
 
 
 def block_rows(spec: SoftLabelsSpec) -> int:

@@ -10,26 +10,32 @@ from storage.errors import MismatchError
 from storage.label_set import LabelSet
 
 
-def check_serves(label_set: LabelSet, *, config: ExperimentConfig) -> None:
+def check_serves(label_set: LabelSet, *, config: ExperimentConfig, sections: set[str] | None = None) -> None:
     """Refuse a label set that does not hold what the config's views and target say. Values left open in the config match any.
+
+    Args:
+        sections: of "views" and "target", those that are compared; None: both.
 
     Raises:
         MismatchError: every field that differs, with both values.
     """
     request = label_set.manifest.request
-    asked: dict[str, Any] = {"views.kind": config.views.kind, "views.count": config.views.count}
-    holds: dict[str, Any] = {"views.kind": request.view.kind, "views.count": label_set.manifest.num_views}
-    if isinstance(config.views, RandomViewsConfig):
-        for name in ("size", "scale", "ratio", "flip_probability", "interpolation", "seed"):
-            value = getattr(config.views, name)
-            if value is not None:
-                asked[f"views.{name}"] = value
-                holds[f"views.{name}"] = getattr(request.view, name, None)
-    for name in ("k", "codec", "generation_temperature"):
-        asked[f"target.{name}"] = getattr(config.target, name)
-        holds[f"target.{name}"] = getattr(request.target, name)
+    asked: dict[str, Any] = {}
+    holds: dict[str, Any] = {}
+    if sections is None or "views" in sections:
+        asked |= {"views.kind": config.views.kind, "views.count": config.views.count}
+        holds |= {"views.kind": request.view.kind, "views.count": label_set.manifest.num_views}
+        if isinstance(config.views, RandomViewsConfig):
+            names = ("size", "scale", "ratio", "flip_probability", "interpolation", "seed")
+            given = {name: getattr(config.views, name) for name in names if getattr(config.views, name) is not None}
+            asked |= {f"views.{name}": value for name, value in given.items()}
+            holds |= {f"views.{name}": getattr(request.view, name, None) for name in given}
+    if sections is None or "target" in sections:
+        for name in ("k", "codec", "generation_temperature"):
+            asked[f"target.{name}"] = getattr(config.target, name)
+            holds[f"target.{name}"] = getattr(request.target, name)
     differing = [
-        f"  {name}: the config asks for {asked[name]!r}, the label set holds {holds[name]!r}" for name in asked if asked[name] != holds[name]
+        f"  {name}: the config asks for {value!r}, the label set holds {holds[name]!r}" for name, value in asked.items() if value != holds[name]
     ]
     if differing:
         raise MismatchError(

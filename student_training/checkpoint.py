@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +74,8 @@ class CheckpointStore:
                     data_path.replace(data_path.with_suffix(".pt.damaged"))
                 record_path.replace(record_path.with_suffix(".json.damaged"))
         if damaged:
-            raise CorruptError(
-                f"no checkpoint in {self._folder} is whole: {'; '.join(damaged)}. Start over without resuming, which clears this run"
-            )
+            raise CorruptError(f"no checkpoint in {self._folder} is whole: {'; '.join(damaged)}. Start over without resuming")
         return None
-
-    def clear(self) -> None:
-        """Delete every checkpoint."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _records(self) -> list[Path]:
         """Return the records of committed checkpoints, newest first."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from storage.errors import DecantError, MismatchError
 from storage.order import EpochOrder
-from storage.streams.base import RowStream
+from storage.streams.base import RowStream, StreamRows
 from student_training.batch import Batch
 from student_training.plan import StepPlan
 from student_training.rendering import Renderer
@@ -53,6 +53,8 @@ class StepDataset(IterableDataset["Batch | DecantError"]):
         share: Share | None = None,
         num_threads: int = 1,
         num_classes: int | None = None,
+        kind: Literal["cached", "hard", "live"] = "hard",
+        uses_labels: bool = False,
     ) -> None:
         """Describe the batches; nothing is read yet.
 
@@ -65,7 +67,9 @@ class StepDataset(IterableDataset["Batch | DecantError"]):
             start: first step.
             share: this process's part of every batch; None: all of it.
             num_threads: threads that decode, in each worker.
-            num_classes: hard labels must be below this; None: they are not used.
+            num_classes: classes of the student; None: not checked.
+            kind: where targets come from; rows of a cached one must have soft labels.
+            uses_labels: whether hard labels are used, and must be below `num_classes`.
         """
         super().__init__()
         self._stream = stream
@@ -77,6 +81,8 @@ class StepDataset(IterableDataset["Batch | DecantError"]):
         self._share = share or Share()
         self._num_threads = num_threads
         self._num_classes = num_classes
+        self._kind = kind
+        self._uses_labels = uses_labels
 
     def __iter__(self) -> Iterator[Batch | DecantError]:
         worker = get_worker_info()
@@ -104,18 +110,32 @@ class StepDataset(IterableDataset["Batch | DecantError"]):
     def _read(self, order: EpochOrder, *, step: int, start: int, stop: int, pool: ThreadPoolExecutor | None) -> Batch:
         block_ids, block_rows = order.slice(start, stop)
         rows = self._stream.read(epoch=order.epoch, block_ids=block_ids, rows=block_rows)
-        if self._num_classes is not None and rows.labels.max(initial=0) >= self._num_classes:
+        self._check(rows)
+        return self._renderer.render_rows(rows, step=step, pool=pool)
+
+    def _check(self, rows: StreamRows) -> None:
+        if self._kind == "cached" and rows.soft_labels is None:
+            raise MismatchError(
+                "training.targets.kind is cached but the rows hold no soft labels; train from a label set, or set kind: hard"
+            )
+        if self._num_classes is None:
+            return
+        if rows.soft_labels is not None and rows.soft_labels.num_classes != self._num_classes:
+            raise MismatchError(
+                f"the stored labels are over {rows.soft_labels.num_classes} classes and the student has {self._num_classes}; "
+                "leave training.student.num_classes out, or choose another label set"
+            )
+        if self._uses_labels and rows.labels.max(initial=0) >= self._num_classes:
             worst = int(np.argmax(rows.labels))
             raise MismatchError(
                 f"sample {rows.keys[worst]!r} has label {rows.labels[worst]} but the student has {self._num_classes} classes "
                 f"(0 to {self._num_classes - 1}); raise training.student.num_classes, or check the source's labels"
             )
-        return self._renderer.render_rows(rows, step=step, pool=pool)
 
 
 def load_batches(
     dataset: StepDataset, *, workers: int, pin_memory: bool = False, start_method: str | None = None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the dataset's batches in step order, made ahead of time by loader processes.
 
     Never touches torch's global random state, so that reading does not change what dropout draws.

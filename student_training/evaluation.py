@@ -16,6 +16,7 @@ from student_training.data import Share, StepDataset, load_batches
 from student_training.losses.dense import hard_cross_entropy
 from student_training.plan import plan_evaluation
 from student_training.rendering import Renderer, num_decode_threads
+from student_training.runtime import count_local_processes
 from student_training.students import Preprocessing
 
 
@@ -104,9 +105,13 @@ class Evaluator:
             with accelerator.autocast():
                 logits = model(normalize(on_device.images))
             hits = logits.float().topk(min(5, self.num_classes), dim=1).indices == on_device.labels[:, None]
-            losses = hard_cross_entropy(logits, labels=on_device.labels)
-            labelled = on_device.labels != NO_LABEL
-            totals += torch.stack([hits[:, 0].sum(), hits.sum(), losses.sum(), labelled.sum()])
+            rows = [
+                hits[:, 0],
+                hits.any(dim=1),
+                hard_cross_entropy(logits, labels=on_device.labels),
+                on_device.labels != NO_LABEL,
+            ]
+            totals += torch.stack([row.double() for row in rows]).sum(dim=1)
         return totals
 
     def _dataset(self, accelerator: Accelerator) -> StepDataset:
@@ -119,5 +124,7 @@ class Evaluator:
             seed=0,
             window_blocks=0,
             share=Share(rank=accelerator.process_index, world_size=accelerator.num_processes),
-            num_threads=num_decode_threads(loader_workers=self.loader_workers, local_processes=accelerator.num_processes),
+            num_threads=num_decode_threads(
+                loader_workers=self.loader_workers, local_processes=count_local_processes(accelerator)
+            ),
         )

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from storage.config.experiment import ExperimentConfig
-from storage.config.training import TrainingConfig
 from storage.errors import MismatchError
 from storage.hashing import digest, fingerprint
-from storage.specs import ViewSpec
-from storage.streams.base import RowStream
+from student_training.job import TrainingJob
 
 _HOW_TO_RUN = {
     "output",
@@ -27,31 +23,22 @@ _HOW_TO_RUN = {
 }
 
 
-def describe_run(
-    config: ExperimentConfig,
-    training: TrainingConfig,
-    *,
-    stream: RowStream,
-    view: ViewSpec,
-    num_classes: int,
-    generation_temperature: float,
-    mean_class_probs: npt.NDArray[np.floating[Any]] | None,
-) -> dict[str, Any]:
+def describe_run(job: TrainingJob) -> dict[str, Any]:
     """Return the identity of a run as JSON data. Where it runs, where files lie and how often it reports are not part of it."""
-    settings = training.model_dump(mode="json", exclude=_HOW_TO_RUN)
+    settings = job.training.model_dump(mode="json", exclude=_HOW_TO_RUN)
     # The rows themselves say which labels they are; a label set may be renamed.
     settings["targets"].pop("label_set", None)
     identity: dict[str, Any] = {
         "training": settings,
-        "view": view.to_json(),
-        "num_classes": num_classes,
-        "generation_temperature": generation_temperature,
-        "stream": stream.identity(),
+        "view": job.view.to_json(),
+        "num_classes": job.num_classes,
+        "generation_temperature": job.generation_temperature,
+        "stream": job.stream.identity(),
     }
-    if training.loss.rest == "mean" and mean_class_probs is not None:
-        identity["mean_class_probs"] = digest(np.ascontiguousarray(mean_class_probs, dtype=np.float64).tobytes())
-    if training.targets.kind == "live" and config.teacher is not None:
-        identity["teacher"] = config.teacher.model_dump(mode="json", exclude={"device"})
+    if job.training.loss.rest == "mean" and job.mean_class_probs is not None:
+        identity["mean_class_probs"] = digest(np.ascontiguousarray(job.mean_class_probs, dtype=np.float64).tobytes())
+    if job.training.targets.kind == "live" and job.config.teacher is not None:
+        identity["teacher"] = job.config.teacher.model_dump(mode="json", exclude={"device"})
     return {**identity, "fingerprint": fingerprint(identity)}
 
 

@@ -66,10 +66,11 @@ class LossGuard:
         if torch.isfinite(loss):
             return
         others = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
+        named = ", ".join(map(repr, keys[:_MAX_KEYS])) + others
         raise DivergenceError(
-            f"the loss of step {step} is {loss.item()}, on the samples {', '.join(map(repr, keys[:_MAX_KEYS]))}{others}; the weights "
-            "are of no use any more, and nothing was written after the last checkpoint. Lower training.optimizer.learning_rate, set "
-            "training.clip_grad_norm, or use precision fp32 or bf16; a rerun goes on from the last checkpoint"
+            f"the loss of step {step} is {loss.item()}, on the samples {named}; the weights are of no use any more, and nothing "
+            "was written after the last checkpoint. Lower training.optimizer.learning_rate, set training.clip_grad_norm, or use "
+            "precision fp32 or bf16; a rerun goes on from the last checkpoint"
         )
 
 

@@ -12,6 +12,9 @@ from typing import Any, Self
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
 
 class MetricsLog:
     """Lines of `metrics.jsonl`, each with `kind` and `step`, and the same figures for TensorBoard.
@@ -29,10 +32,10 @@ class MetricsLog:
             progress: whether to show a bar, if standard error is a terminal.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS_FILE
         cut_metrics(self._path, last_step=from_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1 if from_step else 0)
+        self._events = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=from_step + 1 if from_step else 0)
         self._bar: tqdm[Any] = tqdm(
             total=num_steps, initial=from_step, unit="step", disable=not (progress and sys.stderr.isatty()), dynamic_ncols=True
         )

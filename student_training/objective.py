@@ -73,6 +73,13 @@ class Objective:
         """Weight of the hard loss."""
         return 1.0 if self.kind == "hard" else self.config.hard_weight
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the losses that are computed."""
+        distillation = ("distillation_loss",) if self.hard_weight < 1 else ()
+        hard = ("hard_loss",) if self.hard_weight > 0 else ()
+        return ("loss", *distillation, *hard)
+
     def __call__(
         self,
         student_logits: Tensor,

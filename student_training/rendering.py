@@ -79,10 +79,10 @@ class Renderer:
             pixels = render(image, params, interpolation=self.view.interpolation)
             if digest != NO_DIGEST and view_digest(pixels) != digest:
                 raise ViewMismatchError(
-                    f"sample {key!r}, view {view_index}: the student rendered pixels with digest {view_digest(pixels):016x} but "
-                    f"the teacher saw {digest:016x}, so the label is not one of this view. The source's pictures changed, or Pillow "
-                    "decodes or resizes otherwise here: restore the source, install the Pillow version that the labels record, or "
-                    "label again"
+                    f"sample {key!r}, view {view_index}: the student rendered pixels with digest {view_digest(pixels):016x} "
+                    f"but the teacher saw {digest:016x}, so the label is not one of this view. The source's pictures changed, or "
+                    "Pillow decodes or resizes otherwise here: restore the source, install the Pillow version that the labels "
+                    "record, or label again"
                 )
             if teacher_views is not None:
                 teacher_views[row] = pixels

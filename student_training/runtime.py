@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,6 +34,11 @@ def open_accelerator(config: TrainingConfig) -> Iterator[Accelerator]:
     _forget_state()
 
 
+def count_local_processes(accelerator: Accelerator) -> int:
+    """Return the training processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
 def resolve_device(name: str) -> str:
     """Return `cpu` or `cuda`.
 
@@ -47,8 +53,8 @@ def resolve_device(name: str) -> str:
         )
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"training.device is cuda but torch {torch.__version__} finds no GPU here; set device: cpu to train slowly, or check the "
-            "driver and that torch is built for CUDA"
+            f"training.device is cuda but torch {torch.__version__} finds no GPU here; set device: cpu to train slowly, or "
+            "check the driver and that torch is built for CUDA"
         )
     return name
 

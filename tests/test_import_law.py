@@ -15,7 +15,8 @@ import importlib, json, pkgutil, sys
 package = importlib.import_module(sys.argv[1])
 def fail(name):
     raise
-names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=fail)]
+path = getattr(package, "__path__", [])
+names = [module.name for module in pkgutil.walk_packages(path, f"{package.__name__}.", onerror=fail)]
 for name in names:
     importlib.import_module(name)
 print(json.dumps({"imported": names, "loaded": sorted({name.partition(".")[0] for name in sys.modules})}))
@@ -47,6 +48,11 @@ def test_importing_every_module_loads_nothing_forbidden(package, forbidden):
     modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
     assert {package, *result["imported"]} == modules
     assert forbidden.isdisjoint(result["loaded"])
+
+
+def test_the_command_line_loads_what_a_command_needs_only_when_it_runs():
+    loaded = import_all("decant", folder=ROOT)["loaded"]
+    assert {"torch", "timm", "transformers", "accelerate", "apache_beam"}.isdisjoint(loaded)
 
 
 def test_a_forbidden_import_deep_inside_is_seen(tmp_path):

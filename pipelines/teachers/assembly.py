@@ -49,8 +49,7 @@ def assemble_teacher(
     if class_names is not None and len(class_names) != num_classes:
         raise TeacherError(
             f"teacher {config.name} names {len(class_names)} classes but gives {num_classes} logits: names and labels would not "
-            "belong "
-            "together. Correct the class names in the model's config"
+            "belong together. Correct the class names in the model's config"
         )
     return Teacher(
         name=config.name,
@@ -85,16 +84,14 @@ def _count_classes(
     if not bool(logits.isfinite().all()):
         raise TeacherError(
             f"teacher {config.name} gives logits that are not finite for a grey picture in {config.precision}: every label would "
-            "be "
-            "void. Use another precision (teacher.precision: fp32) or check the weights"
+            "be void. Use another precision (teacher.precision: fp32) or check the weights"
         )
     num_classes = logits.shape[1]
     if config.num_classes is not None and num_classes != config.num_classes:
         raise TeacherError(
             f"teacher {config.name} gives {num_classes} classes but teacher.num_classes is {config.num_classes}: its labels "
-            "would be of "
-            f"another list of classes. Set teacher.num_classes: {num_classes}, or give the checkpoint of a model with "
-            f"{config.num_classes} classes"
+            f"would be of another list of classes. Set teacher.num_classes: {num_classes}, or give the checkpoint of a model "
+            f"with {config.num_classes} classes"
         )
     return num_classes
 
@@ -107,6 +104,6 @@ def _check_range(module: torch.nn.Module, *, name: str) -> None:
     for key, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point() and bool((tensor.isfinite() & (tensor.abs() > limit)).any()):
             raise TeacherError(
-                f"teacher {name} holds values beyond {limit:.0f} in {key}: in fp16 they would become infinite. "
-                "Set teacher.precision: bf16 or fp32"
+                f"teacher {name} holds values beyond {limit:.0f} in {key}: in fp16 they would become infinite. Set "
+                "teacher.precision: bf16 or fp32"
             )

@@ -97,8 +97,7 @@ def run_network(
     if views.dtype != np.uint8 or views.ndim != 4 or views.shape[-1] != 3:
         raise TeacherError(
             f"teacher {name} was given views of dtype {views.dtype} and shape {list(views.shape)}; it takes rendered views, "
-            "uint8 "
-            "[batch, height, width, 3], and normalises them itself"
+            "uint8 [batch, height, width, 3], and normalises them itself"
         )
     batch = (
         f"a batch of {len(views)} views of {views.shape[1]} x {views.shape[2]} (height x width, {_dtype_name(dtype)}, {device})"
@@ -118,16 +117,14 @@ def run_network(
         ) from error
     except Exception as error:
         raise TeacherError(
-            f"teacher {name} failed on {batch}: {type(error).__name__}: {error}. Check that the model takes views of this size "
-            "(views.size, or the model's own img_size in teacher.kwargs) and this precision (teacher.precision: fp32 always "
-            "works)"
+            f"teacher {name} failed on {batch}: {describe(error)}. Check that the model takes views of this size (views.size, or "
+            "the model's own img_size in teacher.kwargs) and this precision (teacher.precision: fp32 always works)"
         ) from error
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(views):
         got = f"a tensor of shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise TeacherError(
             f"teacher {name} returned {got} for {batch}; it must return logits [batch, classes]. Wrap the model so that its "
-            "forward "
-            "returns only those"
+            "forward returns only those"
         )
     # Cloned outside of inference mode: an inference tensor could not be saved for a student's backward pass.
     logits: torch.Tensor = output.float().clone()
@@ -147,6 +144,11 @@ def canonical_architecture(name: str, arguments: Mapping[str, Any]) -> str:
             f"teacher.kwargs of {name} cannot be part of an identity: {error}. Use numbers, strings, booleans, null, lists and "
             "maps"
         ) from error
+
+
+def describe(error: Exception) -> str:
+    """Return type and message of a foreign exception on one line, to stand inside a sentence."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
 
 
 def _per_channel(values: tuple[float, ...], *, device: torch.device) -> torch.Tensor:

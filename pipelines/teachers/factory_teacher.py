@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.teachers.assembly import assemble_teacher
-from pipelines.teachers.base import Teacher, canonical_architecture
+from pipelines.teachers.base import Teacher, canonical_architecture, describe
 from pipelines.teachers.preprocessing import timm_preprocessing
 from pipelines.teachers.weights import load_weights, read_checkpoint
 from storage.config import TeacherConfig
 from storage.errors import TeacherError
-from storage.naming import did_you_mean
+from storage.naming import did_you_mean, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +39,7 @@ def load_factory_teacher(config: TeacherConfig) -> Teacher:
         made = factory(**config.kwargs)
     except Exception as error:
         raise TeacherError(
-            f"teacher factory {config.name} failed with kwargs {config.kwargs}: {type(error).__name__}: {error}. Correct the "
-            "factory or "
+            f"teacher factory {config.name} failed with kwargs {config.kwargs}: {describe(error)}. Correct the factory or "
             "teacher.kwargs"
         ) from error
     module, description = _take_apart(made, name=config.name)
@@ -68,11 +67,10 @@ def _import_factory(name: str) -> Callable[..., Any]:
             raise TeacherError(f"teacher factory {name}: importing {module_name} needs {error.name}; install it") from error
         raise TeacherError(
             f"teacher factory {name}: there is no module {error.name}.{did_you_mean(error.name, _sibling_modules(error.name))} "
-            "Install "
-            "the package that holds it, or put its folder on PYTHONPATH"
+            "Install the package that holds it, or put its folder on PYTHONPATH"
         ) from error
     except Exception as error:
-        raise TeacherError(f"teacher factory {name}: importing {module_name} failed: {type(error).__name__}: {error}") from error
+        raise TeacherError(f"teacher factory {name}: importing {module_name} failed: {describe(error)}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -83,11 +81,12 @@ def _import_factory(name: str) -> Callable[..., Any]:
     return factory
 
 
-def _sibling_modules(name: str) -> Iterable[str]:
-    """Return names beside a module that does not exist; of top-level ones only what is close, there are hundreds."""
+def _sibling_modules(name: str) -> list[str]:
+    """Return the modules beside one that does not exist; at the top level, with its hundreds, only the nearest."""
     parent, _, _ = name.rpartition(".")
     if not parent:
-        return [name for name in (info.name for info in pkgutil.iter_modules()) if not name.startswith("_")]
+        match = nearest(name, (info.name for info in pkgutil.iter_modules()))
+        return [] if match is None else [match]
     path = getattr(importlib.import_module(parent), "__path__", [])
     return [f"{parent}.{info.name}" for info in pkgutil.iter_modules(path)]
 
@@ -99,9 +98,8 @@ def _take_apart(made: object, *, name: str) -> tuple[torch.nn.Module, Mapping[st
         description = getattr(made, "pretrained_cfg", None) or getattr(made, "default_cfg", None)
         if not isinstance(description, Mapping):
             raise TeacherError(
-                f"teacher factory {name} does not say what pictures its network takes. Return (module, "
-                f"{{'input_size': (3, 224, 224), "
-                "'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}), or set module.pretrained_cfg to the same"
+                f"teacher factory {name} does not say what pictures its network takes. Return (module, {{'input_size': (3, 224, "
+                "224), 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}), or set module.pretrained_cfg to the same"
             )
         return made, description
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module) and isinstance(made[1], Mapping):

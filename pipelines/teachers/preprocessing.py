@@ -31,8 +31,7 @@ def timm_preprocessing(data_config: Mapping[str, Any], *, name: str) -> Preproce
     if missing:
         raise TeacherError(
             f"preprocessing of teacher {name} does not say {', '.join(missing)}: its pictures cannot be rendered. Give "
-            "input_size "
-            "(3, height, width), mean and std"
+            "input_size (3, height, width), mean and std"
         )
     entries = {key: value for key, value in data_config.items() if value is not None}
     crop_pct, crop_mode, interpolation = (entries.get(key, default) for key, default in _DEFAULTS.items())
@@ -46,8 +45,7 @@ def timm_preprocessing(data_config: Mapping[str, Any], *, name: str) -> Preproce
     if crop_mode not in ("center", "squash"):
         raise TeacherError(
             f"crop_mode {crop_mode!r} of teacher {name} cannot be rendered (center and squash can). Override it: timm teachers "
-            "take "
-            "teacher.kwargs.pretrained_cfg_overlay: {crop_mode: center}"
+            "take teacher.kwargs.pretrained_cfg_overlay: {crop_mode: center}"
         )
     if interpolation not in get_args(Interpolation):
         raise TeacherError(

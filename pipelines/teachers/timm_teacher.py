@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.teachers.assembly import assemble_teacher
-from pipelines.teachers.base import Teacher, canonical_architecture
+from pipelines.teachers.base import Teacher, canonical_architecture, describe
 from pipelines.teachers.preprocessing import timm_preprocessing
 from pipelines.teachers.weights import load_weights, read_checkpoint
 from storage.config import TeacherConfig
@@ -35,8 +35,7 @@ def load_timm_teacher(config: TeacherConfig) -> Teacher:
     if module.num_classes == 0:
         raise TeacherError(
             f"timm model {config.name} gives features, not classes: it cannot give soft labels. Choose a model with a "
-            "classifier, or "
-            "give its checkpoint and teacher.num_classes"
+            "classifier, or give its checkpoint and teacher.num_classes"
         )
     data_config = resolve_data_config(_requested_size(config), model=module)
     arguments = getattr(module, "_model_args", config.kwargs)
@@ -66,12 +65,11 @@ def _create(config: TeacherConfig, *, pretrained: bool) -> Any:
     except Exception as error:
         remedy = (
             "If the weights cannot be downloaded from here, give a local file: teacher.checkpoint: /path/to/model.safetensors "
-            "(and "
-            "teacher.num_classes where it is not the model's own)"
+            "(and teacher.num_classes where it is not the model's own)"
             if pretrained
             else "Check teacher.name and teacher.kwargs"
         )
-        raise TeacherError(f"timm cannot build {config.name}: {type(error).__name__}: {error}. {remedy}") from error
+        raise TeacherError(f"timm cannot build {config.name}: {describe(error)}. {remedy}") from error
 
 
 def _check_name(name: str) -> None:

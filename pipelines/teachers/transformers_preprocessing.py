@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipelines.teachers.base import Preprocessing
+from pipelines.teachers.base import Preprocessing, describe
 from storage.errors import TeacherError
 from storage.specs import EvaluationView, Interpolation, Normalization, Size
 from storage.views import draw_view_params, render
@@ -125,7 +125,7 @@ def _prove(preprocessing: Preprocessing, processor: Any, *, name: str, height: i
     try:
         theirs = np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0], dtype=np.float64).transpose(1, 2, 0)
     except Exception as error:
-        raise TeacherError(f"image processor of {name} fails on a plain RGB picture: {type(error).__name__}: {error}") from error
+        raise TeacherError(f"image processor of {name} fails on a plain RGB picture: {describe(error)}") from error
     if theirs.shape != pixels.shape:
         raise _unlike(name, processor, f"gives {list(theirs.shape)} where its fields say {list(pixels.shape)}")
     difference = float(np.abs((theirs * std + mean) * 255 - pixels).max())
@@ -146,14 +146,12 @@ def _render_as_processors_do(image: Image.Image, view: EvaluationView) -> npt.ND
 def _inexpressible(name: str, field: str, value: object) -> TeacherError:
     return TeacherError(
         f"image processor of {name}: {field} = {value} cannot be rendered by Decant. Wrap the model in a factory teacher that "
-        "says its "
-        "own preprocessing, or change preprocessor_config.json"
+        "says its own preprocessing, or change preprocessor_config.json"
     )
 
 
 def _unlike(name: str, processor: Any, what: str) -> TeacherError:
     return TeacherError(
         f"image processor {type(processor).__name__} of {name} {what}: labels would not be of the pictures the teacher was made "
-        "for. "
-        "Wrap the model in a factory teacher that says its own preprocessing"
+        "for. Wrap the model in a factory teacher that says its own preprocessing"
     )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from pipelines.teachers.base import describe
 from storage.errors import TeacherError
 from storage.hashing import canonical_json
 from storage.naming import nearest
@@ -99,13 +100,14 @@ def _read(file: Path) -> object:
     except pickle.UnpicklingError as error:
         raise TeacherError(
             f"teacher.checkpoint {file} cannot be read as plain tensors: it is damaged, not a checkpoint, or holds Python "
-            "objects that "
-            "could run code. If you trust it, convert it once: safetensors.torch.save_file(torch.load(path, "
-            "weights_only=False)[...], "
-            f"'weights.safetensors'). torch says: {str(error).splitlines()[0] if str(error) else error!r}"
+            "objects that could run code. If you trust it, convert it once: safetensors.torch.save_file(torch.load(path, "
+            "weights_only=False)[...], 'weights.safetensors'). torch says: "
+            f"{str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
     except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise TeacherError(f"teacher.checkpoint {file} cannot be read: {error}. Copy it again, or give another file") from error
+        raise TeacherError(
+            f"teacher.checkpoint {file} cannot be read: {describe(error)}. Copy it again, or give another file"
+        ) from error
 
 
 def _unwrap(loaded: object, *, path: str) -> dict[str, torch.Tensor]:
@@ -118,8 +120,7 @@ def _unwrap(loaded: object, *, path: str) -> dict[str, torch.Tensor]:
     if states:
         raise TeacherError(
             f"teacher.checkpoint {path} holds {len(states)} sets of weights ({', '.join(states)}) and does not say which is the "
-            "teacher. "
-            f"Keep that one: torch.save(torch.load(path, weights_only=True)['{states[-1]}'], new_path)"
+            f"teacher. Keep that one: torch.save(torch.load(path, weights_only=True)['{states[-1]}'], new_path)"
         )
     content = f"entries {_first([str(key) for key in entries])}" if entries else f"a {type(loaded).__name__}"
     raise TeacherError(

@@ -8,10 +8,10 @@ is noise that the values say again, so classes are stored ascending, as steps fr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
 from storage.codecs.ranked import RankedLabels
@@ -64,6 +64,32 @@ def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
     return counts | {f"steps{i}": most for i in range(step_planes)} | {"levels": most, "rest": num_rows}
 
 
+def _rectangle(
+    planes: list[Bytes], levels: Bytes, *, counts: npt.NDArray[Any], entries: int, dtype: type[np.int32] | type[np.int64]
+) -> tuple[npt.NDArray[np.int32] | npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return steps and levels of ragged rows as [rows, entries], padded with zeros."""
+    total = len(levels)
+    # Level and step travel in one word, level lowest, so that one copy of row windows pads both.
+    width = 4 if len(planes) <= 3 and dtype is np.int32 else 8
+    columns = np.zeros((total + entries, width), dtype=np.uint8)
+    columns[:total, 0] = levels
+    for index, plane in enumerate(planes):
+        columns[:total, index + 1] = plane
+    words = columns.reshape(-1).view(np.uint32 if width == 4 else np.uint64)
+    if total == len(counts) * entries:
+        padded = words[:total].reshape(len(counts), entries)
+    else:
+        starts = np.zeros(len(counts), dtype=np.int64)
+        np.cumsum(counts[:-1], out=starts[1:])
+        # Windows of `entries` words at every place; the last one ends with the array.
+        windows = np.ndarray((total + 1, entries), dtype=words.dtype, buffer=words, strides=(width, width))
+        padded = windows[starts]
+        padded *= np.arange(entries, dtype=counts.dtype) < counts[:, None]
+    squares = (padded & 0xFF).astype(np.float32)
+    padded >>= 8
+    return padded.view(np.int32 if width == 4 else np.int64).astype(dtype, copy=False), squares
+
+
 def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
     """Return the rows of a block, classes ascending, as wide as its fullest row.
 
@@ -79,27 +105,13 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     if total and not levels.min():
         raise FormatError("a kept class has level 0")
     planes = [streams[name] for name in sorted(streams) if name.startswith("steps")]
-    steps = unpack(planes, count=total, num_bits=8 * len(planes))
-    dtype = id_dtype(spec.num_classes)
-    if total == num_rows * entries:
-        squares = levels.reshape(num_rows, entries).astype(np.float32)
-        ids = steps.reshape(num_rows, entries).astype(dtype)
-    else:
-        # Rows are ragged: one window copy pads step and level, which travel in one word, to a rectangle.
-        words = np.zeros(total + entries, dtype=np.uint16 if len(planes) == 1 else np.uint32 if len(planes) < 4 else np.uint64)
-        words[:total] = steps
-        words <<= 8
-        words[:total] |= levels
-        starts = np.cumsum(counts, dtype=np.int64) - counts
-        padded = sliding_window_view(words, entries)[starts]
-        padded *= np.arange(entries, dtype=counts.dtype) < counts[:, None]
-        squares = (padded & 0xFF).astype(np.float32)
-        padded >>= 8
-        ids = padded.astype(dtype)
-    ids = np.cumsum(ids, axis=1, dtype=dtype)
+    if not 1 <= len(planes) <= 4 or any(len(plane) != total for plane in planes):
+        raise FormatError(f"{[len(plane) for plane in planes]} bytes of steps for {total} entries")
+    ids, squares = _rectangle(planes, levels, counts=counts, entries=entries, dtype=id_dtype(spec.num_classes))
+    np.cumsum(ids, axis=1, out=ids)
     if ids.size and (int(ids[:, -1].max()) >= spec.num_classes or int(ids.min()) < 0):
         raise FormatError(f"class ids from {int(ids.min())} to {int(ids.max())} leave the {spec.num_classes} classes")
-    squares *= squares
+    np.multiply(squares, squares, out=squares)
     rest = _SQUARES.take(rest_levels)
     mass = np.einsum("ij->i", squares)
     mass += rest

@@ -1,7 +1,8 @@
 """The exact codec: class ids by rank, float16 log-probabilities as row deltas, float16 log of the rest mass.
 
 Log-probabilities are at most 0 and fall along a row, so the bit patterns of their float16 magnitudes rise along it: deltas are
-small and never negative.
+small and never negative. They are stored rank by rank, all rows' first deltas before all second ones: neighbours are then alike,
+and adding them up is one vector addition a rank.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     """Return the streams of a block of rows."""
     ids = rows.class_ids.reshape(-1).astype(np.uint32)
     magnitudes = _magnitudes(rows.log_probs)
-    deltas = np.diff(magnitudes, axis=1, prepend=np.uint16(0)).reshape(-1)
+    deltas = np.ascontiguousarray(np.diff(magnitudes, axis=1, prepend=np.uint16(0)).T).reshape(-1)
     streams = {f"ids{i}": plane for i, plane in enumerate(pack(ids, num_bits=bits_needed(spec.num_classes - 1)))}
     streams |= {f"deltas{i}": plane for i, plane in enumerate(pack(deltas, num_bits=16))}
     streams |= {f"rest{i}": plane for i, plane in enumerate(pack(_magnitudes(rows.log_rest), num_bits=16))}
@@ -66,8 +67,10 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     ids = unpack([streams[f"ids{i}"] for i in range(-(-num_bits // 8))], count=count, num_bits=num_bits)
     if count and int(ids.max()) >= spec.num_classes:
         raise FormatError(f"class id {int(ids.max())} is outside the {spec.num_classes} classes")
-    deltas = unpack([streams["deltas0"], streams["deltas1"]], count=count, num_bits=16).reshape(num_rows, entries)
-    magnitudes = np.cumsum(deltas, axis=1, dtype=np.uint16)
+    by_rank = unpack([streams["deltas0"], streams["deltas1"]], count=count, num_bits=16).reshape(entries, num_rows)
+    for rank in range(1, entries):
+        np.add(by_rank[rank], by_rank[rank - 1], out=by_rank[rank])
+    magnitudes = np.ascontiguousarray(by_rank.T)
     rest_magnitudes = unpack([streams["rest0"], streams["rest1"]], count=num_rows, num_bits=16)
     # Deltas that wrap would fall; a valid row ends at its largest magnitude.
     largest = max(int(magnitudes.max(initial=0)), int(rest_magnitudes.max(initial=0)))

@@ -29,8 +29,9 @@ target: {k: 10}
 
 - The whole file is checked before any work starts, and everything that is wrong is reported at once: the key, its value, what is
   allowed and, for a key that does not exist, the nearest one that does.
-- Any key can be set on the command line as `a.b.c=value`, the value written as YAML: `training.epochs=3`,
-  `source.path=[train-a, train-b]`, `training.evaluation=null`. Later ones win; a section on the way that is absent is made.
+- Any key can be set on the command line with `--set a.b.c=value`, the value written as YAML: `--set training.epochs=3`,
+  `--set "source.path=[train-a, train-b]"`, `--set training.evaluation=null`.
+  Later ones win; absent sections on the way are made.
 - Relative paths are relative to the working directory of the command, not to the file. Environment variables are not expanded.
 - A section with several kinds takes the keys of the kind that its `kind` names, and no others.
 - YAML is read as YAML 1.2 reads it: `1e-3` is a number, `no` is a string, `010` is ten. Tags and duplicate keys are refused.

@@ -5,12 +5,12 @@ Stores cache listings; a source must see what is there now, so every store here 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -28,7 +28,19 @@ READ_BLOCK_BYTES = 8 * 2**20
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _GLOB = re.compile(r"[*?\[]")
-_CHANGE_FIELDS = ("ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "updated", "created", "ino")
+_CHANGE_FIELDS = (
+    "ETag",
+    "etag",
+    "generation",
+    "md5Hash",
+    "blob_id",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+    "ino",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,13 +142,14 @@ def _list_folder(fs: AbstractFileSystem, visit: _Visit) -> tuple[Folder, list[_V
             continue
         info, real = entry, f"{visit.real}/{name}"
         if entry.get("islink"):
-            real = str(Path(path).resolve())
+            real = os.path.realpath(path)
             try:
                 info = fs.info(path)
-            except FileNotFoundError:
+            except OSError:  # it leads nowhere: a file that cannot be read
                 info = {**entry, "type": "file"}
-        if info["type"] != "directory":
+        if info["type"] == "file":
             files[name] = _stored(f"{base}{name}", info=info)
+        if info["type"] != "directory":
             continue
         if real in visit.above:
             raise SourceError(f"folder {path} is a link to {real}, which holds it, so the source never ends; remove the link")
@@ -152,7 +165,7 @@ def walk(fs: AbstractFileSystem, root: str, *, max_depth: int | None = None) -> 
     """
     url = fs.unstrip_protocol(root)
     with reaching(url, action="list"), ThreadPoolExecutor(LISTING_THREADS) as pool:
-        real = str(Path(root).resolve()) if isinstance(fs, LocalFileSystem) else root
+        real = os.path.realpath(root) if isinstance(fs, LocalFileSystem) else root
         level = [_Visit(path=root, relative="", real=real, above=frozenset([real]))]
         depth = 0
         while level and (max_depth is None or depth < max_depth):

@@ -44,12 +44,12 @@ def scan_tar(file: BinaryIO, *, size_bytes: int, url: str) -> Iterator[TarMember
         archive = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
         while (info := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # it would keep every header
-            if info.size < 0 or (info.isreg() and info.offset_data + info.size > size_bytes):
-                raise SourceError(f"{url} is truncated: member {info.name!r} reaches beyond its {size_bytes} bytes; {_REMEDY}")
             if info.isreg() and info.issparse():
                 raise SourceError(
                     f"{url}: member {info.name!r} is a sparse file, whose bytes lie apart; write the tar without -S"
                 )
+            if info.size < 0 or (info.isreg() and info.offset_data + info.size > size_bytes):
+                raise SourceError(f"{url} is truncated: member {info.name!r} reaches beyond its {size_bytes} bytes; {_REMEDY}")
             if info.isreg() or info.islnk() or info.issym():
                 yield TarMember(name=info.name, offset=info.offset_data, size_bytes=info.size, is_link=not info.isreg())
         end = archive.offset
@@ -69,7 +69,9 @@ def _check_end(file: BinaryIO, *, end: int, url: str) -> None:
     num_zeros = 0
     while chunk := file.read(_CHUNK_BYTES):
         if chunk.count(0) != len(chunk):
-            if num_zeros == 0 and chunk[: tarfile.BLOCKSIZE].count(0) < min(len(chunk), tarfile.BLOCKSIZE):
+            if num_zeros == 0 and len(chunk) < tarfile.BLOCKSIZE:
+                raise SourceError(f"{url} is truncated: it ends inside the header at byte {end}; {_REMEDY}")
+            if num_zeros == 0 and chunk[: tarfile.BLOCKSIZE].count(0) < tarfile.BLOCKSIZE:
                 raise SourceError(
                     f"{url} is damaged: the header at byte {end} is not valid, so all that follows is lost; {_REMEDY}"
                 )

@@ -93,14 +93,15 @@ def _draw_box(spec: RandomResizedCropView, *, uniforms: Sequence[float], width: 
 
 
 def _derive_evaluation(spec: EvaluationView, *, width: int, height: int) -> ViewParams:
-    resize_size = spec.resize_size if spec.resize == "squash" else _keep_ratio(spec.resize_size, width=width, height=height)
-    if resize_size[0] * resize_size[1] > MAX_RESIZED_PIXELS:
-        raise SampleError(
-            f"picture of {width} x {height} pixels (width x height) becomes {resize_size[1]} x {resize_size[0]} when its shorter "
-            "edge is "
-            f"resized to {min(resize_size)}, more than {MAX_RESIZED_PIXELS} pixels: it gets no view. Crop the picture, or leave "
-            "it out"
-        )
+    resize_size = spec.resize_size
+    if spec.resize == "shorter_edge":
+        resize_size = _keep_ratio(spec.resize_size, width=width, height=height)
+        if resize_size[0] * resize_size[1] > MAX_RESIZED_PIXELS:
+            raise SampleError(
+                f"picture of {width} x {height} pixels (width x height) becomes {resize_size[1]} x {resize_size[0]} when its "
+                f"shorter edge is resized to {min(resize_size)}, more than {MAX_RESIZED_PIXELS} pixels: it gets no view. Crop "
+                "the picture, or leave it out"
+            )
     return ViewParams(left=0, top=0, width=width, height=height, resize_size=resize_size, size=spec.size, flip=False)
 
 

@@ -12,8 +12,8 @@ def view_uniforms(seed: int, *, key: str, view_index: int, count: int) -> npt.ND
 
     Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the key is the xxh3-128 of the seed
     (8 little-endian bytes) and the sample key (UTF-8); the counter of the first block is (1, 0, 0, view_index), lowest word
-    first: numpy adds one before every block. A longer request begins with the shorter one, so operations may be added behind without
-    moving earlier draws.
+    first, as numpy adds one before every block. A longer request begins with the shorter one, so operations may be added
+    behind without moving earlier draws.
 
     Only raw bits are taken: numpy keeps them stable between versions, which it does not promise for distributions.
     """

@@ -45,8 +45,7 @@ def render(
     if right > image.width or bottom > image.height:
         raise SampleError(
             f"box ends at column {right}, row {bottom} but the picture has {image.width} x {image.height} pixels: these "
-            "parameters were "
-            "drawn for another picture. Draw them from this picture's width and height"
+            "parameters were drawn for another picture. Draw them from this picture's width and height"
         )
     resize_size = params.resize_size
     if size is None:

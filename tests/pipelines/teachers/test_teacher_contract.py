@@ -15,7 +15,13 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torchvision import transforms
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from pipelines.teachers import LOADERS, Teacher, load_teacher
 from storage.config import TeacherConfig
@@ -229,7 +235,9 @@ class TestFactory(TeacherContract):
         ratio = min(image.height / 30, image.width / 40)
         transform = transforms.Compose(
             [
-                transforms.Resize((round(image.height / ratio), round(image.width / ratio)), transforms.InterpolationMode.BICUBIC),
+                transforms.Resize(
+                    (round(image.height / ratio), round(image.width / ratio)), transforms.InterpolationMode.BICUBIC
+                ),
                 transforms.CenterCrop((24, 32)),
                 transforms.ToTensor(),
                 transforms.Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),

@@ -3,12 +3,12 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.contracts.source_contract import SourceContract, delete, write_file
 
 from storage.config import ImageFolderConfig
 from storage.errors import DuplicateKeyError, SampleError, SourceError
 from storage.sources import NO_LABEL, ImageFolderSource, open_source
 from storage.sources.image_folder import READ_AHEAD
+from tests.contracts.source_contract import SourceContract, delete, write_file
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -24,11 +24,6 @@ class TestContract(SourceContract):
 
     def spoil(self, root, items, *, position, config):
         delete(f"{root}/{self.expected_key(items[position])}")
-
-
-def folder(path, **files):
-    for name, data in files.items():
-        write_file(f"{path}/{name.replace('__', '/').replace('_dot_', '.')}", data)
 
 
 def config(path, **kwargs):
@@ -75,8 +70,7 @@ def test_names_beyond_ascii_are_keys(tmp_path):
 
 def test_a_name_that_is_no_utf8_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
-    with open(os.fsencode(tmp_path) + b"/a/\xff.jpg", "wb"):
-        pass
+    (tmp_path / "a" / os.fsdecode(b"\xff.jpg")).touch()
     with pytest.raises(SourceError, match="not valid UTF-8; rename"):
         open_source(config(tmp_path)).units()
 
@@ -95,7 +89,7 @@ def test_unlabelled_folders_may_be_flat_or_nested(tmp_path):
 
 def test_a_picture_outside_the_class_folders_is_refused(tmp_path):
     write(tmp_path, "a/1.jpg", "cover.jpg")
-    with pytest.raises(SourceError, match=r"'cover.jpg' lies outside .* labelled: false"):
+    with pytest.raises(SourceError, match=r"'cover.jpg' lies outside .*labelled: false"):
         open_source(config(tmp_path)).units()
 
 
@@ -163,6 +157,8 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "root/a/1.jpg").symlink_to(tmp_path / "blobs/x")
     (tmp_path / "root/b").symlink_to(tmp_path / "blobs/more")
     (tmp_path / "root/a/gone.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "root/a/itself.jpg").symlink_to(tmp_path / "root/a/itself.jpg")
+    os.mkfifo(tmp_path / "root/a/pipe.jpg")
     source = open_source(config(tmp_path / "root"))
     [unit] = source.units()
     samples = list(source.read(unit))
@@ -170,6 +166,7 @@ def test_links_are_followed(tmp_path):
         ("a/0.jpg", b"a/0.jpg"),
         ("a/1.jpg", b"x"),
         ("a/gone.jpg", None),
+        ("a/itself.jpg", None),
         ("b/2.jpg", b"more/2.jpg"),
     ]
     assert "FileNotFoundError" in samples[2].error

@@ -102,14 +102,14 @@ def test_sparse_equals_dense(policy, num_classes, share, temperature, generation
 @pytest.mark.parametrize("policy", POLICIES)
 def test_all_classes_kept_equals_the_live_teacher(policy, temperature):
     rng = np.random.default_rng(3)
-    teacher = torch.tensor(rng.normal(scale=2, size=(16, 100)), dtype=torch.float32)
-    student = torch.tensor(rng.normal(scale=2, size=(16, 100)), dtype=torch.float32)
+    teacher = torch.tensor(rng.normal(scale=2, size=(64, 100)), dtype=torch.float32)
+    student = torch.tensor(rng.normal(scale=2, size=(64, 100)), dtype=torch.float32)
     probs, class_ids = teacher.softmax(dim=1).topk(100, dim=1)
     rows = {
         "class_ids": class_ids,
         "probs": probs,
-        "rest": (1 - probs.sum(dim=1)).clamp(min=0),
-        "mean_class_probs": torch.full((100,), 0.01),
+        "rest": torch.full((64,), 1e-4),  # nothing is left to take it, so it must not count
+        "mean_class_probs": torch.tensor(rng.dirichlet(np.full(100, 0.1))),
     }
     value, gradient = value_and_gradient(lambda z: sparse_kl(z, rows, policy=policy, temperature=temperature), student)
     live, live_gradient = value_and_gradient(lambda z: dense_kl(z, teacher_logits=teacher, temperature=temperature), student)
@@ -133,7 +133,8 @@ def test_unused_entries_contribute_nothing(policy):
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("scale", [1.0, 200.0])
-def test_edges_are_finite(policy, temperature, scale):
+@pytest.mark.parametrize("generation_temperature", [1.0, 8.0])
+def test_edges_are_finite(policy, temperature, scale, generation_temperature):
     """Rows: sure of one class, keeps nothing, keeps every class with a rest from rounding, rest of a subnormal size."""
     num_classes = 4
     rows = {
@@ -142,8 +143,9 @@ def test_edges_are_finite(policy, temperature, scale):
         "rest": torch.tensor([0.0, 1.0, 6e-8, 1e-40]),
         "mean_class_probs": torch.tensor([0.7, 0.3, 0.0, 0.0]),
     }
+    temperatures = {"temperature": temperature, "generation_temperature": generation_temperature}
     logits = scale * torch.tensor(np.random.default_rng(0).normal(size=(4, num_classes)), dtype=torch.float32)
-    value, gradient = value_and_gradient(lambda z: sparse_kl(z, rows, policy=policy, temperature=temperature), logits)
+    value, gradient = value_and_gradient(lambda z: sparse_kl(z, rows, policy=policy, **temperatures), logits)
     assert torch.isfinite(value).all()
     assert torch.isfinite(gradient).all()
     assert (value > -1e-5).all()
@@ -198,6 +200,19 @@ def test_the_gradient_reaches_only_the_student():
         sparse_kl(logits, rows, policy=policy).sum().backward()
     assert logits.grad is not None
     assert all(rows[name].grad is None for name in ("probs", "rest", "mean_class_probs"))
+
+
+def test_a_mean_of_zero_on_all_other_classes_spreads_evenly():
+    rows = {
+        "class_ids": torch.tensor([[0, 1]] * 4),
+        "probs": torch.tensor([[0.5, 0.2]] * 4, dtype=torch.float64),
+        "rest": torch.tensor([0.3] * 4, dtype=torch.float64),
+        "mean_class_probs": torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0, 0.0]),
+    }
+    logits = torch.tensor(np.random.default_rng(1).normal(size=(4, 6)))
+    torch.testing.assert_close(
+        sparse_kl(logits, rows, policy="mean"), sparse_kl(logits, rows, policy="uniform"), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_densify_is_a_distribution_and_says_what_it_needs():

@@ -1,0 +1,37 @@
+"""A worker process of the local runner: Beam's own, quieter, and gone when the process that started it is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends; elsewhere a killed run leaves its workers to finish their unit."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def main() -> None:
+    """Serve the runner named by the environment until it closes the connection."""
+    die_with_parent()
+    # Beam raises the root logger to INFO at start; a handler of our own keeps that off the terminal.
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.ERROR)
+    logging.getLogger().addHandler(handler)
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main(sys.argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""From a config to a training run: find the rows, the views and the classes, and train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import timm
+
+from storage.cache import Cache
+from storage.config import ExperimentConfig, TrainingConfig
+from storage.config.labels import EvaluationViewsConfig
+from storage.errors import ConfigError
+from storage.label_set import LabelSet
+from storage.serving import check_serves
+from storage.sources import open_source
+from storage.specs import EvaluationView, RandomResizedCropView, Size, ViewSpec
+from storage.streams.base import RowStream
+from storage.streams.label_stream import LabelStream
+from student_training.job import LiveTeacher
+from student_training.streams import build_source_stream
+from student_training.trainer import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSide:
+    """A teacher that runs in every step, and the views it is shown."""
+
+    teacher: LiveTeacher
+    view: ViewSpec
+    num_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """What is trained on."""
+
+    stream: RowStream
+    view: ViewSpec
+    num_classes: int
+    generation_temperature: float = 1.0
+    mean_class_probs: npt.NDArray[np.float64] | None = None
+
+
+def run_experiment(
+    config: ExperimentConfig, *, live: LiveSide | None = None, resume: bool = True, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train the student of a config and return its figures.
+
+    Args:
+        live: for targets of kind live.
+        resume: False begins anew.
+        say: takes each line a person should read.
+
+    Raises:
+        DecantError: as `student_training.trainer.train`.
+    """
+    if config.training is None:
+        raise ConfigError("training: is needed to train")
+    training = config.training
+    match training.targets.kind:
+        case "cached":
+            rows = _cached_rows(config, training)
+        case "hard":
+            rows = _hard_rows(config, training)
+        case "live":
+            if live is None:
+                raise ConfigError("training.targets.kind: live needs a teacher beside the trainer; run it with `decant train`")
+            rows = _Rows(stream=build_source_stream(config), view=live.view, num_classes=live.num_classes)
+    result = train(
+        config,
+        stream=rows.stream,
+        view=rows.view,
+        num_classes=rows.num_classes,
+        generation_temperature=rows.generation_temperature,
+        mean_class_probs=rows.mean_class_probs,
+        teacher=None if live is None else live.teacher,
+        resume=resume,
+    )
+    if result.already_finished:
+        say(f"{config.name}: nothing to do, {training.output} holds this run, finished")
+    else:
+        again = f" (went on from step {result.resumed_from_step:,})" if result.resumed_from_step else ""
+        say(f"{config.name}: {result.steps:,} steps in {result.seconds:.1f} s{again}, {result.images_per_second:,.0f} images/s")
+    if result.top1 is not None:
+        say(f"  accuracy         {result.top1:.4f} top-1 on {result.num_evaluated:,} pictures")
+    say(f"  teacher passes   {result.teacher_passes:,}")
+    say(f"  student          {result.student}")
+    return asdict(result)
+
+
+def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
+    assert config.cache is not None
+    cache = Cache.at(config.cache)
+    name = getattr(training.targets, "label_set", None)
+    label_set = LabelSet.open(cache, name_or_id=name or config.name)
+    check_serves(label_set, config=config, sections=config.model_fields_set if name else None)
+    source = training.source or config.source
+    if source is None:
+        raise ConfigError("source: is needed; the labels join the pictures they were made from")
+    if training.sample_fraction < 1:
+        raise ConfigError(
+            f"training.sample_fraction: {training.sample_fraction} only works with hard labels; label a smaller source instead"
+        )
+    request = label_set.manifest.request
+    return _Rows(
+        stream=LabelStream(label_set, source=open_source(source), held_blocks=2 * training.shuffle_window_blocks),
+        view=request.view,
+        num_classes=request.target.num_classes,
+        generation_temperature=request.target.generation_temperature,
+        mean_class_probs=label_set.class_means() if training.loss.rest == "mean" else None,
+    )
+
+
+def _hard_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
+    source = training.source or config.source
+    assert source is not None
+    classes = open_source(source).classes
+    num_classes = training.student.num_classes or (len(classes) if classes else None)
+    if num_classes is None:
+        raise ConfigError("training.student.num_classes: is needed, since the source does not say how many classes there are")
+    return _Rows(stream=build_source_stream(config), view=_view(config, training), num_classes=num_classes)
+
+
+def _view(config: ExperimentConfig, training: TrainingConfig) -> ViewSpec:
+    """Return the views of a run without labels: the config's, at the student's input size where it leaves that open."""
+    views, preprocessing = config.views, training.preprocessing
+    size = preprocessing.size or getattr(views, "size", None) or _default_size(training)
+    interpolation = preprocessing.interpolation or "bicubic"
+    if isinstance(views, EvaluationViewsConfig):
+        fraction = preprocessing.crop_fraction or 1.0
+        return EvaluationView(
+            size=size, resize_size=(int(size[0] / fraction), int(size[1] / fraction)), interpolation=interpolation
+        )
+    return RandomResizedCropView(
+        size=size,
+        scale=views.scale,
+        ratio=views.ratio,
+        flip_probability=views.flip_probability,
+        interpolation=views.interpolation or interpolation,
+        seed=views.seed,
+    )
+
+
+def _default_size(training: TrainingConfig) -> Size:
+    given = training.student.kwargs.get("img_size")
+    if isinstance(given, int):
+        return (given, given)
+    known = timm.get_pretrained_cfg(training.student.name, allow_unregistered=True)
+    if known is None:
+        raise ConfigError(
+            f"training.preprocessing.size: is needed, since timm does not know the input size of {training.student.name}"
+        )
+    _, height, width = known.input_size
+    return (height, width)
