@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
@@ -23,10 +25,6 @@ def _silent(text: str) -> None:
     pass
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _load(arguments: argparse.Namespace) -> Any:
     from storage.config import load_config
 
@@ -37,40 +35,36 @@ def _need(extra: str, error: ImportError) -> NoReturn:
     raise DecantError(f"this command needs more packages ({error}); pip install 'decant[{extra}]'") from error
 
 
-def _plan(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
-    from pipelines.describe import describe_plan
-
+def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     config = _load(arguments)
     try:
+        from pipelines.describe import describe_plan
         from pipelines.label import plan_run
     except ImportError as error:
         _need("label", error)
     summary = describe_plan(plan_run(config, progress=not arguments.json))
+    text = summary.pop("text")
     if not arguments.json:
-        _say(summary.pop("text"))
+        _say(text)
     return summary
 
 
 def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
-    config = _load(arguments)
     if arguments.workers is not None:
-        from storage.config import load_config
-
-        config = load_config(arguments.config, overrides=[*arguments.set, f"generation.workers={arguments.workers}"])
+        arguments.set.append(f"generation.workers={arguments.workers}")
+    config = _load(arguments)
     try:
         from pipelines.describe import describe_report
         from pipelines.label import plan_run, run_label
         from pipelines.runner import pipeline_options
     except ImportError as error:
         _need("label", error)
-    pipeline_options(beam_arguments, workers=config.generation.workers)
+    options = pipeline_options(beam_arguments)
     run = plan_run(config, progress=not arguments.json)
     if not arguments.json and run.plan.tasks:
-        _say(
-            f"{config.name}: {_number(run.plan.num_missing_rows)} of {_number(run.plan.num_rows)} rows to label, "
-            f"in {len(run.plan.tasks)} work units"
-        )
-    report = run_label(run, beam_arguments=beam_arguments, progress=not arguments.json)
+        plan = run.plan
+        _say(f"{config.name}: {plan.num_missing_rows:,} of {plan.num_rows:,} rows to label, in {len(plan.tasks):,} work units")
+    report = run_label(run, options=options, progress=not arguments.json)
     if not arguments.json:
         _say(describe_report(report, cache=config.cache or ""))
     return asdict(report)
@@ -93,20 +87,26 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
             view=resolve_view(config, evaluation=teacher.preprocessing.view),
             num_classes=teacher.spec.num_classes,
         )
-    say = _silent if arguments.json else _say
+    say = _silent if arguments.json or os.environ.get("RANK", "0") != "0" else _say
     return run_experiment(config, live=live, resume=not arguments.restart, say=say)
 
 
 def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
     from storage import catalogue
 
-    listing = {"ls": catalogue.list_cache, "show": catalogue.show_label_set, "verify": catalogue.verify_label_sets}
-    found = listing[arguments.action](arguments)
+    match arguments.action:
+        case "ls":
+            found = catalogue.list_cache(arguments.cache)
+        case "show":
+            found = catalogue.show_label_set(arguments.cache, name=arguments.label_set, with_dead_letters=arguments.dead_letters)
+        case _:
+            found = catalogue.verify_label_sets(
+                arguments.cache, name=arguments.label_set, quick=arguments.quick, progress=not arguments.json
+            )
+    text = found.pop("text")
     if not arguments.json:
-        _say(found.pop("text"))
-    else:
-        found.pop("text")
-    return dict(found)
+        _say(text)
+    return found
 
 
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,10 +129,15 @@ def _parser() -> argparse.ArgumentParser:
 
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON object with the figures instead of text")
+    common.add_argument("--verbose", action="store_true", help="show what the libraries log, and tracebacks of errors")
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument("config", help="experiment, a YAML file (docs/configuration.md lists every key)")
     config.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, for instance --set training.seed=1; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, for instance --set training.seed=1; repeatable",
     )
     parser = argparse.ArgumentParser(
         prog="decant",
@@ -147,7 +152,9 @@ def _parser() -> argparse.ArgumentParser:
             name, parents=parents, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=formatter
         )
 
-    demo = add("demo", parents=[common], text="Teacher, labels and students on real pictures, in a few minutes.", example="decant demo")
+    demo = add(
+        "demo", parents=[common], text="Teacher, labels and students on real pictures, in a few minutes.", example="decant demo"
+    )
     demo.add_argument("--folder", default="runs/demo", help="where everything is written (default: runs/demo)")
     demo.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
     add(
@@ -192,7 +199,9 @@ def _parser() -> argparse.ArgumentParser:
         if name != "ls":
             action.add_argument("label_set", nargs=None if name == "show" else "?", help="name or id of a label set")
         if name == "show":
-            action.add_argument("--dead-letters", action="store_true", help="list every sample that has no label, with the reason")
+            action.add_argument(
+                "--dead-letters", action="store_true", help="list every sample that has no label, with the reason"
+            )
         if name == "verify":
             action.add_argument("--quick", action="store_true", help="manifests and sizes only")
     return parser
@@ -203,6 +212,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
         return _label(arguments, rest)
     if rest:
         raise _UsageError(f"unknown arguments: {' '.join(rest)}")
+    handlers: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]
     handlers = {"plan": _plan, "train": _train, "cache": _cache, "demo": _demo}
     return handlers[arguments.command](arguments)
 
@@ -214,6 +224,8 @@ class _UsageError(DecantError):
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 wrong config or usage, 130 interrupted."""
     arguments, rest = _parser().parse_known_args(words)
+    # Beam, timm and the hub client log freely; what a person must know is in our own output.
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
         result = _run(arguments, rest)
     except DecantError as error:
@@ -230,6 +242,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _fail(arguments: argparse.Namespace, error: DecantError, *, status: int) -> int:
+    if arguments.verbose:
+        traceback.print_exception(error)
     if arguments.json:
         _say(json.dumps({"error": type(error).__name__, "message": str(error), "status": status}, indent=2))
     sys.stderr.write(f"decant: {error}\n")

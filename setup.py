@@ -12,6 +12,7 @@ STORAGE = [
     "Pillow>=11",
     "pyarrow>=16",
     "zstandard>=0.22",
+    "braceexpand>=0.1.7",
     "webdataset>=1.0",
     "fsspec>=2024.6",
     "xxhash>=3.4",

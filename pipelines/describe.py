@@ -30,7 +30,8 @@ def describe_plan(run: PlannedRun) -> dict[str, Any]:
     figures["text"] = "\n".join(
         [
             f"{run.config.name}: {plan.num_samples:,} samples in {plan.num_units:,} units, {plan.num_views} views each",
-            f"  teacher   {teacher.architecture}, weights {teacher.weights_sha256[:16]}, {teacher.num_classes:,} classes, {teacher.precision}",
+            f"  teacher   {teacher.architecture}, {teacher.num_classes:,} classes, {teacher.precision}",
+            f"            weights {teacher.weights_sha256}",
             f"  views     {view.kind} {view.size[0]}x{view.size[1]}",
             f"  target    {selection} of {target.num_classes:,}, codec {target.codec.kind}",
             f"  reused    {reused_rows:,} rows in {figures['num_reused_parts']:,} parts",
@@ -46,13 +47,17 @@ def describe_report(report: LabelReport, *, cache: str) -> str:
     if report.num_computed_rows == 0:
         lines.append(f"{report.name}: nothing to do, all {report.num_rows:,} rows are in the cache; the teacher was not run")
     else:
-        lines.append(f"{report.name}: {report.num_computed_rows:,} of {report.num_rows:,} rows labelled in {report.seconds:.1f} s")
+        lines.append(
+            f"{report.name}: {report.num_computed_rows:,} of {report.num_rows:,} rows labelled in {report.seconds:.1f} s"
+        )
     lines.append(f"  dead letters     {report.num_dead_letters:,}")
     lines.append(f"  bytes a row      {report.bytes_per_row:.1f} ({report.parts_bytes:,} bytes of parts)")
     lines.append(f"  mass kept        {report.mass_kept:.4f}")
     lines.append(f"  codec KL         {report.codec_kl_mean:.2e} mean, {report.codec_kl_max:.2e} largest (nats)")
-    if report.rows_per_second is not None:
-        lines.append(f"  images/s         {report.rows_per_second:,.1f} once started, {report.teacher_rows_per_second:,.1f} in the teacher")
+    if report.rows_per_second is not None and report.teacher_rows_per_second is not None:
+        lines.append(
+            f"  images/s         {report.rows_per_second:,.1f} once started, {report.teacher_rows_per_second:,.1f} in the teacher"
+        )
     if report.agreement is not None:
         lines.append(f"  agreement        {report.agreement:.4f} with the hard labels")
     lines.append(f"  label set        {report.label_set}, or {report.name!r}")

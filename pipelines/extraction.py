@@ -18,7 +18,7 @@ class ExtractedBatch:
 
     Attributes:
         rows: one row for every view of the batch, also for those that are not finite.
-        finite: bool [batch], False where a logit is NaN or infinite; such a row's values mean nothing.
+        finite: bool [batch], False where a logit, over the temperature, is NaN or infinite; such a row's values mean nothing.
         probability_sums: float64 [classes], sum of all class probabilities over the rows that are alive and finite.
     """
 
@@ -36,11 +36,11 @@ def extract(logits: torch.Tensor, *, spec: SoftLabelsSpec, alive: npt.NDArray[np
         alive: bool [rows], for the rows in front that belong to the unit, whether the sample could be rendered; the rows behind
             pad the batch.
     """
-    logits = logits[: len(alive)].float()
+    logits = logits[: len(alive)].float() / spec.generation_temperature
     finite = torch.isfinite(logits).all(dim=1)
     counted = finite & torch.from_numpy(alive).to(logits.device)
     # A row that is not finite becomes a dead letter; zeros keep its neighbours' arithmetic clean.
-    logits = torch.where(finite[:, None], logits, 0.0) / spec.generation_temperature
+    logits = torch.where(finite[:, None], logits, 0.0)
     log_probs = torch.log_softmax(logits, dim=1)
     kept, class_ids = torch.topk(log_probs, spec.max_entries, dim=1, sorted=True)
     # 1 - sum(kept) would lose a small rest to rounding.

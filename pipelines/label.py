@@ -6,17 +6,18 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 from tqdm import tqdm
 
 from pipelines.plan import LabelPlan, make_plan
 from pipelines.progress import PartProgress
 from pipelines.request import check_classes, resolve_request
-from pipelines.runner import make_pipeline, pipeline_options, run_pipeline
+from pipelines.runner import failure_message, make_pipeline, pipeline_options, run_pipeline, runs_in_this_process
 from pipelines.teacher_memo import TeacherFacts, TeacherMemo
 from pipelines.transforms import TASKS_PER_FILE, LabelTasks, LabelUnits, shared_teacher, task_to_json
 from storage.cache import Cache
@@ -112,7 +113,12 @@ def plan_run(config: ExperimentConfig, *, progress: bool) -> PlannedRun:
     request = resolve_request(config, facts=facts)
     source_memo = SourceMemo(f"{cache.store.url}/sources/{fingerprint(config.source.model_dump(mode='json'))[:32]}.parquet")
     with tqdm(unit="unit", desc="index", file=sys.stderr, disable=not (progress and sys.stderr.isatty())) as bar:
-        index = index_source(source, memo=source_memo, num_threads=_INDEX_THREADS, on_progress=lambda done, total: _advance(bar, done=done, total=total))
+        index = index_source(
+            source,
+            memo=source_memo,
+            num_threads=_INDEX_THREADS,
+            on_progress=lambda done, total: _advance(bar, done=done, total=total),
+        )
     check_classes(facts, source_classes=source.classes)
     plan = make_plan(
         cache,
@@ -132,7 +138,7 @@ def plan_run(config: ExperimentConfig, *, progress: bool) -> PlannedRun:
     )
 
 
-def run_label(run: PlannedRun, *, beam_arguments: Sequence[str] = (), progress: bool = True) -> LabelReport:
+def run_label(run: PlannedRun, *, options: PipelineOptions | None = None, progress: bool = True) -> LabelReport:
     """Compute what the plan lacks and commit its label set.
 
     Raises:
@@ -141,15 +147,15 @@ def run_label(run: PlannedRun, *, beam_arguments: Sequence[str] = (), progress: 
     started = time.perf_counter()
     times: list[UnitTimes] = []
     if run.plan.tasks:
-        times = _run_tasks(run, beam_arguments=beam_arguments, progress=progress)
+        times = _run_tasks(run, options=options or pipeline_options([]), progress=progress)
     seconds = time.perf_counter() - started
     label_set = _commit(run)
     return _report(run, label_set, seconds=seconds, times=times)
 
 
-def _run_tasks(run: PlannedRun, *, beam_arguments: Sequence[str], progress: bool) -> list[UnitTimes]:
+def _run_tasks(run: PlannedRun, *, options: PipelineOptions, progress: bool) -> list[UnitTimes]:
     config, cache, plan = run.config, run.cache, run.plan
-    options = pipeline_options(beam_arguments, workers=config.generation.workers)
+    _check_reach(run, options=options)
     folder = f"runs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
     cache.add_request(plan.request)
     files = []
@@ -174,12 +180,26 @@ def _run_tasks(run: PlannedRun, *, beam_arguments: Sequence[str], progress: bool
             raise
         except Exception as error:
             _raise_reported(cache, folder, cause=error)
-            raise
+            raise DecantError(f"the pipeline failed: {failure_message(error)}") from error
     _raise_reported(cache, folder, cause=None)
     times: list[UnitTimes] = []
     for name in cache.store.names(f"{folder}/times"):
         times += json.loads(cache.store.read(name))
     return times
+
+
+def _check_reach(run: PlannedRun, *, options: PipelineOptions) -> None:
+    """Refuse stores that only this process can see where others work."""
+    if runs_in_this_process(options, workers=run.config.generation.workers):
+        return
+    paths = run.source_config.path
+    urls = [run.cache.store.url, *([paths] if isinstance(paths, str) else paths)]
+    for url in urls:
+        if url.startswith("memory://"):
+            raise ConfigError(
+                f"{url} lies in the memory of this process, where its workers cannot see it; set generation.workers: 1 and the "
+                "local runner, or use another store"
+            )
 
 
 def _raise_reported(cache: Cache, folder: str, *, cause: Exception | None) -> None:
@@ -250,6 +270,7 @@ def _report(run: PlannedRun, label_set: LabelSet, *, seconds: float, times: list
     statistics = manifest.statistics
     rows = max(statistics.num_rows, 1)
     timed_rows = sum(unit["num_views"] for unit in times)
+    teacher_seconds = sum(unit["teacher_seconds"] for unit in times)
     agreement = statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None
     return LabelReport(
         name=manifest.name,
@@ -267,7 +288,7 @@ def _report(run: PlannedRun, label_set: LabelSet, *, seconds: float, times: list
         codec_kl_max=statistics.codec_kl_max,
         seconds=seconds,
         rows_per_second=timed_rows / _busy_seconds(times) if times else None,
-        teacher_rows_per_second=timed_rows / sum(unit["teacher_seconds"] for unit in times) if times else None,
+        teacher_rows_per_second=timed_rows / teacher_seconds if teacher_seconds else None,
     )
 
 

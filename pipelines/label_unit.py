@@ -24,8 +24,8 @@ from storage.label_blocks import block_rows, decode_label_block
 from storage.parts import DeadLetter, PartRecord, PartStatistics, PartWriter
 from storage.samples import SampleTable
 from storage.soft_labels import SoftLabels
-from storage.sources.base import NO_LABEL, Source, SourceUnit
 from storage.sources import UnitDigest
+from storage.sources.base import NO_LABEL, Source, SourceUnit
 from storage.specs import CompactCodec, PartSpec, RequestSpec
 
 _PROVENANCE_PACKAGES = ("decant", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "apache-beam")
@@ -91,7 +91,7 @@ class UnitLabeller:
 
         Raises:
             SourceError: the unit cannot be read, or no longer holds what was indexed.
-            TeacherError: the teacher fails on every sample of a batch.
+            TeacherError: the teacher fails on every sample of a batch and on black pictures, or runs out of memory.
         """
         started = time.perf_counter()
         spec = self.request.target
@@ -106,7 +106,7 @@ class UnitLabeller:
             for rendered in batch:
                 sample = rendered.sample
                 if sample.position >= task.num_samples:
-                    raise self._changed(task)
+                    raise self._changed(task, dead_letters=dead_letters)
                 unit_digest.add(sample)
                 keys.append(sample.key)
                 labels[sample.position] = sample.label
@@ -115,7 +115,7 @@ class UnitLabeller:
             for index, rows in enumerate(views):
                 teacher_seconds += self._label_view(batch, index=index, rows=rows, task=task, dead_letters=dead_letters)
         if len(keys) != task.num_samples or unit_digest.hexdigest() != task.part.unit_digest:
-            raise self._changed(task)
+            raise self._changed(task, dead_letters=dead_letters)
         table = SampleTable(keys=tuple(keys), labels=labels)
         writer = PartWriter(part=task.part, target=spec, samples=table)
         statistics = PartStatistics()
@@ -131,10 +131,12 @@ class UnitLabeller:
         )
         return LabelledUnit(data=data, record=record, seconds=time.perf_counter() - started, teacher_seconds=teacher_seconds)
 
-    def _changed(self, task: LabelTask) -> SourceError:
+    def _changed(self, task: LabelTask, *, dead_letters: list[DeadLetter]) -> SourceError:
+        lost = [letter for letter in dead_letters if letter.stage == "read"]
+        unread = f"; {len(lost)} samples cannot be read, first {lost[0].key!r}: {lost[0].reason}" if lost else ""
         return SourceError(
-            f"unit {task.unit.name!r} changed since it was indexed: its content no longer has digest {task.part.unit_digest[:16]}; "
-            "no label was stored for it. Run decant label again once the source is at rest"
+            f"unit {task.unit.name!r} changed since it was indexed (its content no longer has digest {task.part.unit_digest[:16]}"
+            f"{unread}); no label was stored for it. Run decant label again once the source is at rest"
         )
 
     def _batches(self, task: LabelTask) -> Iterator[list[RenderedSample]]:
@@ -166,9 +168,9 @@ class UnitLabeller:
         started = time.perf_counter()
         extracted, failed = self._run_teacher(pixels, alive=alive, unit_name=task.unit.name)
         elapsed = time.perf_counter() - started
-        for place in np.flatnonzero(alive & ~extracted.finite):
-            sample = batch[place].sample
-            reason = failed.get(int(place), "the teacher's logits hold NaN or infinity")
+        for index_dead in np.flatnonzero(alive & ~extracted.finite).tolist():
+            sample = batch[index_dead].sample
+            reason = failed.get(index_dead, "the teacher's logits hold NaN or infinity")
             view = task.part.first_view + index
             dead_letters.append(DeadLetter(key=sample.key, position=sample.position, view=view, stage="teacher", reason=reason))
         rows.rows.class_ids[span] = extracted.rows.class_ids
@@ -200,9 +202,13 @@ class UnitLabeller:
             except TeacherError as error:
                 failed[int(place)] = str(error.__cause__ or error)
         if len(failed) == alive.sum():
-            raise TeacherError(
-                f"the teacher fails on every sample of a batch of unit {unit_name!r}: {whole_batch_error}"
-            ) from whole_batch_error
+            # Bad samples can fill a batch, above all a short last one. A teacher that fails on black too is at fault itself.
+            try:
+                self.teacher.logits(np.zeros_like(pixels))
+            except TeacherError as error:
+                raise TeacherError(
+                    f"the teacher fails on every sample of a batch of unit {unit_name!r}, and on black ones: {whole_batch_error}"
+                ) from error
         return extract(logits, spec=spec, alive=alive), failed
 
     def _write_view(
@@ -222,9 +228,7 @@ class UnitLabeller:
             yield measure(chosen, stored, labels=labels[span][present], request=self.request)
 
 
-def measure(
-    rows: RankedLabels, stored: SoftLabels, *, labels: npt.NDArray[np.int64], request: RequestSpec
-) -> PartStatistics:
+def measure(rows: RankedLabels, stored: SoftLabels, *, labels: npt.NDArray[np.int64], request: RequestSpec) -> PartStatistics:
     """Return what storing did to some rows: codec KL, mass kept, agreement with hard labels."""
     if not len(rows):
         return PartStatistics()

@@ -34,7 +34,9 @@ class LabelPlan:
         return sum(task.num_samples * task.part.num_views for task in self.tasks)
 
 
-def view_ranges(*, num_views: int, views_per_part: int, existing: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[int, int] | None]]:
+def view_ranges(
+    *, num_views: int, views_per_part: int, existing: Sequence[tuple[int, int]]
+) -> list[tuple[tuple[int, int], tuple[int, int] | None]]:
     """Tile views [0, num_views) with existing ranges first, and new ranges cut at multiples of `views_per_part`.
 
     Cuts do not depend on what exists, so that an interrupted run and its continuation make the parts of an uninterrupted one.

@@ -8,9 +8,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pipelines.plan import LabelPlan
 from storage.cache import Cache
 from storage.errors import CacheError
-from pipelines.plan import LabelPlan
 
 _POLL_SECONDS = 1.0
 

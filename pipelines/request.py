@@ -62,8 +62,8 @@ def check_classes(facts: TeacherFacts, *, source_classes: tuple[str, ...] | None
     num_outputs = facts.spec.num_classes
     if len(source_classes) > num_outputs:
         raise ConfigError(
-            f"the source has {len(source_classes)} classes, the teacher {num_outputs} outputs: hard labels above {num_outputs - 1} "
-            "have no output. Give the teacher that was trained on these classes, or label without hard labels "
+            f"the source has {len(source_classes)} classes, the teacher {num_outputs} outputs: hard labels above "
+            f"{num_outputs - 1} have no output. Give the teacher that was trained on these classes, or label without hard labels "
             "(label_field: null, label_column: null, or labelled: false)"
         )
     names = facts.class_names

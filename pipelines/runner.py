@@ -3,56 +3,95 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from storage.errors import ConfigError, DecantError
 
 LOCAL_RUNNER = "FnApiRunner"
-"""Beam's default would first try to download and execute a binary."""
 
-_LOCAL_RUNNERS = {"fnapirunner", "directrunner", "bundlebaseddirectrunner", "switchingdirectrunner"}
+_SWITCHING_RUNNERS = {"directrunner", "switchingdirectrunner"}
+"""Beam's default among them: they would first try to download and execute a binary."""
+
+_LOCAL_RUNNERS = {"fnapirunner", "bundlebaseddirectrunner"}
 _REFUSED_RUNNERS = {"daskrunner": "it drops elements of ordinary pipelines without an error"}
 _SAFE_RUNNERS = "FnApiRunner, FlinkRunner, SparkRunner or DataflowRunner"
+
+
+_ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception|Interrupt): ", re.MULTILINE)
+
+_WHERE = re.compile(r"\s*\[while running '[^']*'\]\s*$")
 
 
 class WorkerDiedError(DecantError):
     """A worker process on this machine ended before its work did."""
 
 
-def pipeline_options(arguments: Sequence[str], *, workers: int) -> PipelineOptions:
+def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     """Return Beam options: the user's own, and the local runner by name where none is given.
 
     Raises:
-        ConfigError: a runner that is known to lose data, or arguments Beam does not know.
+        ConfigError: a runner that does not exist or is known to lose data, or arguments Beam does not know.
     """
-    options = PipelineOptions(list(arguments))
-    unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
-    if unknown:
-        names = ", ".join(sorted(f"--{name}" for name in unknown))
-        raise ConfigError(f"neither decant nor Beam knows {names}; see `decant label --help` and Beam's pipeline options")
+    options = _parse(arguments)
     standard = options.view_as(StandardOptions)
-    if standard.runner is None:
+    if standard.runner is None or _short_name(options) in _SWITCHING_RUNNERS:
         standard.runner = LOCAL_RUNNER
     reason = _REFUSED_RUNNERS.get(_short_name(options))
     if reason is not None:
         raise ConfigError(f"--runner {standard.runner}: refused, {reason}. Use {_SAFE_RUNNERS}")
+    try:
+        create_runner(standard.runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f"--runner {standard.runner}: there is no such runner here ({error}). Use {_SAFE_RUNNERS}") from error
+    return options
+
+
+def _parse(arguments: Sequence[str]) -> PipelineOptions:
+    remedy = "see `decant label --help` and Beam's pipeline options"
+    # Beam drops what does not look like an option without a word.
+    for before, word in pairwise(["", *arguments]):
+        if not word.startswith("--") and (word.startswith("-") or not before.startswith("--") or "=" in before):
+            raise ConfigError(f"{word!r} is neither an option nor the value of one; {remedy}")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = PipelineOptions(list(arguments))
+            unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
+    except SystemExit as error:
+        problem = said.getvalue().strip().rsplit("\n", 1)[-1].partition("error: ")[2]
+        raise ConfigError(f"Beam cannot read {shlex.join(arguments)}: {problem}; {remedy}") from error
+    if unknown:
+        names = ", ".join(sorted(f"--{name}" for name in unknown))
+        raise ConfigError(f"neither decant nor Beam knows {names}; {remedy}")
     return options
 
 
 def _short_name(options: PipelineOptions) -> str:
-    return str(options.view_as(StandardOptions).runner).rsplit(".", 1)[-1].lower()
+    """Return the runner's class name in lower case; Beam takes it with its package, and without the ending."""
+    name = str(options.view_as(StandardOptions).runner).rsplit(".", 1)[-1].lower()
+    return name if name.endswith("runner") else f"{name}runner"
+
+
+def runs_in_this_process(options: PipelineOptions, *, workers: int) -> bool:
+    """Return whether a pipeline made with these arguments sees this process's memory."""
+    in_memory = options.view_as(DirectOptions).direct_running_mode == "in_memory"
+    return _short_name(options) in _LOCAL_RUNNERS and workers == 1 and in_memory
 
 
 def make_pipeline(options: PipelineOptions, *, workers: int) -> beam.Pipeline:
@@ -82,13 +121,16 @@ class _Watchdog:
 
     def __call__(self, arguments: threading.ExceptHookArgs) -> None:
         if "Worker subprocess exited" not in str(arguments.exc_value):
-            threading.__excepthook__(arguments)
+            if self.message is None:
+                threading.__excepthook__(arguments)
         elif self.message is None:
             self.message = str(arguments.exc_value)
             # A real signal: only that wakes a main thread that waits for a lock.
             main_thread = threading.main_thread().ident
             assert main_thread is not None
             signal.pthread_kill(main_thread, signal.SIGINT)
+            # What Beam logs while its connections fall is no news any more.
+            logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -119,3 +161,10 @@ def run_pipeline(pipeline: beam.Pipeline) -> Any:
         result = pipeline.run()
         result.wait_until_finish()
     return result
+
+
+def failure_message(error: Exception) -> str:
+    """Return what went wrong in a worker, out of the traceback that Beam gives as an error's text."""
+    text = _WHERE.sub("", str(error).strip()) or repr(error)
+    found = list(_ERROR_LINE.finditer(text))
+    return text[found[-1].end() :].strip() if found else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,6 +16,7 @@ from storage.hashing import fingerprint
 from storage.specs import EvaluationView, Spec, TeacherSpec
 
 _CHUNK_BYTES = 1 << 22
+_LOCAL_FOLDER = "local-dir:"
 
 
 class TeacherFacts(Spec):
@@ -38,17 +40,21 @@ class TeacherMemo:
 
     def _name(self, config: TeacherConfig) -> str | None:
         """Return the memo's name, or None for a teacher that is not wholly in local files (a hub tag, a factory's code)."""
-        if config.kind == "factory":
+        folder = _folder(config)
+        named = config.kind == "timm" and ":" not in config.name and "/" not in config.name
+        files = local_files(config)
+        if not (folder or named) or not files or not all(file.is_file() for file in files):
             return None
-        path = config.checkpoint or (config.name if config.kind == "transformers" else None)
-        if path is None or not Path(path).exists():
-            return None
-        files = sorted(item for item in Path(path).rglob("*") if item.is_file()) if Path(path).is_dir() else [Path(path)]
-        contents = [[str(file.relative_to(path)), _sha256(file)] for file in files]
-        # A local folder's own place is no part of what the teacher is.
-        name = None if config.kind == "transformers" else config.name
-        settings = config.model_dump(mode="json", exclude={"device", "checkpoint", "name"})
-        return f"teachers/{fingerprint({'version': 1, 'name': name, 'settings': settings, 'files': contents})}.json"
+        about = {
+            "version": 1,
+            # A local folder's own place is no part of what the teacher is.
+            "name": None if folder is not None else config.name,
+            # What a name or a folder means is the library's to say.
+            "library": version(config.kind),
+            "settings": config.model_dump(mode="json", exclude={"device", "checkpoint", "name"}),
+            "files": [[file.name if str(file) != config.checkpoint else None, _sha256(file)] for file in files],
+        }
+        return f"teachers/{fingerprint(about)}.json"
 
     def find(self, config: TeacherConfig) -> TeacherFacts | None:
         """Return the facts of a teacher that was loaded before from files of the same content."""
@@ -65,6 +71,22 @@ class TeacherMemo:
         name = self._name(config)
         if name is not None:
             self.cache.store.write(name, facts.model_dump_json().encode())
+
+
+def local_files(config: TeacherConfig) -> list[Path]:
+    """Return the local files a teacher is made of: those of its folder by name, then its checkpoint, which may be missing."""
+    folder = _folder(config)
+    files = sorted(item for item in folder.iterdir() if item.is_file()) if folder is not None and folder.is_dir() else []
+    return files if config.checkpoint is None else [*files, Path(config.checkpoint)]
+
+
+def _folder(config: TeacherConfig) -> Path | None:
+    """Return the local folder that the config names, or None."""
+    if config.kind == "timm" and config.name.startswith(_LOCAL_FOLDER):
+        return Path(config.name.removeprefix(_LOCAL_FOLDER))
+    if config.kind == "transformers" and Path(config.name).is_dir():
+        return Path(config.name) / str(config.kwargs.get("subfolder", ""))
+    return None
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -17,11 +18,12 @@ import torch
 from apache_beam.metrics import Metrics
 
 from pipelines.label_unit import LabelTask, UnitLabeller
+from pipelines.teacher_memo import local_files
 from pipelines.teachers import load_teacher
 from pipelines.teachers.base import Teacher
 from storage.cache import Cache
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
-from storage.errors import DecantError, MismatchError, SourceError
+from storage.errors import CacheError, DecantError, MismatchError, SourceError
 from storage.filesystem import Store
 from storage.sources import open_source
 from storage.sources.base import SourceUnit
@@ -33,8 +35,9 @@ _teachers_lock = threading.Lock()
 
 
 def shared_teacher(config: TeacherConfig) -> Teacher:
-    """Return the teacher of this process; it is loaded once and shared by all threads."""
-    name = config.model_dump_json()
+    """Return the teacher of this process; it is loaded once, shared by all threads, and loaded anew when its files change."""
+    marks = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in local_files(config) if file.is_file()]
+    name = f"{config.model_dump_json()} {marks}"
     with _teachers_lock:
         if name not in _teachers:
             _teachers.clear()
@@ -52,7 +55,7 @@ def task_from_json(data: dict[str, Any]) -> LabelTask:
     return LabelTask(unit=SourceUnit(**data["unit"]), part=PartSpec.model_validate(data["part"]), num_samples=data["num_samples"])
 
 
-class ReadTasks(beam.DoFn):  # type: ignore[misc]
+class ReadTasks(beam.DoFn):
     """Task file names to tasks: the job graph does not grow with the number of units."""
 
     def __init__(self, store: Store) -> None:
@@ -64,7 +67,7 @@ class ReadTasks(beam.DoFn):  # type: ignore[misc]
             yield task_from_json(task)
 
 
-class LabelUnits(beam.DoFn):  # type: ignore[misc]
+class LabelUnits(beam.DoFn):
     """Tasks to committed parts. Yields the part's name.
 
     A unit that cannot be read is reported in the run's folder and the others go on; an error that would hit every unit stops.
@@ -93,10 +96,14 @@ class LabelUnits(beam.DoFn):  # type: ignore[misc]
         torch.set_num_threads(threads)
         try:
             teacher = shared_teacher(self._teacher_config)
-            if teacher.spec != self._request.teacher:
+            planned, loaded = self._request.teacher.to_json(), teacher.spec.to_json()
+            if loaded != planned:
+                differing = [
+                    f"{name} {loaded[name]!r} (planned: {planned[name]!r})" for name in planned if loaded[name] != planned[name]
+                ]
                 raise MismatchError(
-                    f"this worker loaded a teacher with weights {teacher.spec.weights_sha256[:16]}, planned was "
-                    f"{self._request.teacher.weights_sha256[:16]}; give every worker the same checkpoint"
+                    f"this worker loaded another teacher than was planned: {', '.join(differing)}. Give every worker the same "
+                    "checkpoint and the same library versions, and run the same command again"
                 )
             self._labeller = UnitLabeller(
                 teacher=teacher, source=open_source(self._source_config), request=self._request, config=self._generation
@@ -146,6 +153,7 @@ class LabelUnits(beam.DoFn):  # type: ignore[misc]
             self._cache.store.write(name, json.dumps(self._times).encode())
 
     def _report(self, name: str, error: Exception, *, fatal: bool) -> None:
+        """Write an error down for the process that started the run. A fatal one is raised as well, and may be the store's own."""
         report = {
             "unit": name,
             "fatal": fatal,
@@ -153,10 +161,11 @@ class LabelUnits(beam.DoFn):  # type: ignore[misc]
             "message": str(error),
             "traceback": traceback.format_exc(),
         }
-        self._cache.store.write(f"{self._run}/errors/{name}.json", json.dumps(report).encode())
+        with contextlib.suppress(CacheError) if fatal else contextlib.nullcontext():
+            self._cache.store.write(f"{self._run}/errors/{name}.json", json.dumps(report).encode())
 
 
-class LabelTasks(beam.PTransform):  # type: ignore[misc]
+class LabelTasks(beam.PTransform):
     """Task file names to names of committed parts."""
 
     def __init__(self, *, store: Store, label_units: LabelUnits) -> None:

@@ -99,9 +99,7 @@ def _header(data: memoryview, *, origin: str) -> tuple[dict[str, Any], int]:
     return header, start + length
 
 
-def decode_block(
-    data: bytes | memoryview, *, origin: str, stream_limits: Callable[[dict[str, Any]], Mapping[str, int]]
-) -> Block:
+def decode_block(data: bytes | memoryview, *, origin: str, stream_limits: Callable[[dict[str, Any]], Mapping[str, int]]) -> Block:
     """Return header and streams of a block, having checked every byte.
 
     Args:
@@ -128,7 +126,9 @@ def decode_block(
         offset += stored_bytes
         if offset > len(view) - _CHECKSUM.size:
             raise FormatError(f"{origin}: stream {name!r} runs past the end of the block")
-        streams[name] = np.frombuffer(body if stored_bytes == raw_bytes else _decompress(body, raw_bytes, origin=origin), dtype=np.uint8)
+        streams[name] = np.frombuffer(
+            body if stored_bytes == raw_bytes else _decompress(body, raw_bytes, origin=origin), dtype=np.uint8
+        )
     if offset != len(view) - _CHECKSUM.size:
         raise FormatError(f"{origin}: {len(view) - _CHECKSUM.size - offset} bytes belong to no stream")
     return Block(header=header, streams=streams)

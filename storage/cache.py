@@ -61,7 +61,7 @@ class Cache:
         return f"{self.request_folder(part.request)}/{part.name}.json"
 
     def find_part(self, part: PartSpec) -> PartRecord | None:
-        """Return the record of a part, if it was committed and its tar has the committed size.
+        """Return the record of a part, if it was committed and its tar is there with the committed size.
 
         Raises:
             FormatError: a record this release cannot read.
@@ -74,7 +74,11 @@ class Cache:
             return None
         if record.part != part:
             raise MismatchError(f"{self.store.url}/{name} is the record of {record.part.name}; the file was moved or renamed")
-        return record
+        try:
+            whole = self.store.size(self.tar_name(record)) == record.tar_bytes
+        except FileNotFoundError:
+            whole = False
+        return record if whole else None
 
     def tar_name(self, record: PartRecord) -> str:
         """Return the name of a part's tar."""
@@ -83,13 +87,16 @@ class Cache:
     def commit_part(self, data: bytes, *, record: PartRecord) -> PartRecord:
         """Publish a part: the tar under a name that holds its digest, then the record if there is none.
 
-        Two writers of one part are both right; the first record counts, and is returned.
+        Two writers of one part are both right; the first record counts, and is returned. A record whose tar was lost or truncated
+        is replaced.
         """
         self.store.write(self.tar_name(record), data)
         if self.store.create(self.record_name(record.part), record.to_bytes()):
             return record
         first = self.find_part(record.part)
-        assert first is not None
+        if first is None:
+            self.store.write(self.record_name(record.part), record.to_bytes())
+            return record
         if first.tar_name != record.tar_name:
             self.store.remove(self.tar_name(record))
         return first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
 
@@ -15,13 +14,14 @@ from storage.parts import DeadLetter, PartRecord
 from storage.verify import verify
 
 
-def list_cache(arguments: argparse.Namespace) -> dict[str, Any]:
+def list_cache(url: str) -> dict[str, Any]:
     """Return one entry a label set; damaged ones are listed with their error."""
-    cache = Cache.at(arguments.cache)
+    cache = Cache.at(url)
     named: dict[str, list[str]] = {}
-    for name, label_set in cache.names().items():
-        named.setdefault(label_set, []).append(name)
-    entries, problems = [], []
+    for label, label_set in cache.names().items():
+        named.setdefault(label_set, []).append(label)
+    entries: list[dict[str, Any]] = []
+    problems: list[str] = []
     for label_set in sorted(cache.label_set_ids()):
         try:
             manifest = LabelSet.open_id(cache, label_set=label_set).manifest
@@ -46,13 +46,13 @@ def list_cache(arguments: argparse.Namespace) -> dict[str, Any]:
         for entry in entries
     ]
     if not entries and not problems:
-        lines = [f"{arguments.cache} holds no label set; make one with `decant label`"]
+        lines = [f"{url} holds no label set; make one with `decant label`"]
     return {"label_sets": entries, "problems": problems, "text": "\n".join([*lines, *problems])}
 
 
-def show_label_set(arguments: argparse.Namespace) -> dict[str, Any]:
+def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> dict[str, Any]:
     """Return what a label set is."""
-    label_set = LabelSet.open(Cache.at(arguments.cache), name_or_id=arguments.label_set)
+    label_set = LabelSet.open(Cache.at(url), name_or_id=name)
     manifest = label_set.manifest
     statistics = manifest.statistics
     rows = max(statistics.num_rows, 1)
@@ -69,23 +69,26 @@ def show_label_set(arguments: argparse.Namespace) -> dict[str, Any]:
         "num_full_rows": statistics.num_full_rows,
         "agreement": statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None,
     }
-    letters = _dead_letters(label_set) if arguments.dead_letters else []
-    if arguments.dead_letters:
+    letters = _dead_letters(label_set) if with_dead_letters else []
+    if with_dead_letters:
         figures["dead_letters"] = [letter.model_dump() for letter in letters]
     request = manifest.request
     selection = f"top {request.target.k}" if request.target.k is not None else "quality level"
-    made_by = "; ".join(", ".join(f"{name} {value}" for name, value in sorted(made.items())) for made in manifest.provenance)
+    made_by = "; ".join(", ".join(f"{what} {value}" for what, value in sorted(made.items())) for made in manifest.provenance)
+    view, target = request.view, request.target
+    codec = ", ".join(f"{what} {value}" for what, value in target.codec.model_dump(exclude={"version"}).items())
+    kept = f"{figures['mass_kept']:.4f} in {figures['entries_per_row']:.1f} classes a row"
     lines = [
         f"label set {manifest.id}, name {manifest.name!r}",
         f"  teacher        {request.teacher.kind} {request.teacher.architecture}, {request.teacher.precision}",
         f"                 weights {request.teacher.weights_sha256}",
-        f"  views          {manifest.num_views} x {request.view.kind} {request.view.size[0]}x{request.view.size[1]}, {request.view.interpolation}",
-        f"  target         {selection} of {request.target.num_classes:,} classes, codec {request.target.codec.model_dump()}, "
-        f"generation temperature {request.target.generation_temperature}",
+        f"  views          {manifest.num_views} x {view.kind} {view.size[0]}x{view.size[1]}, {view.interpolation}",
+        f"  target         {selection} of {target.num_classes:,} classes, temperature {target.generation_temperature:g}",
+        f"  codec          {codec}",
         f"  samples        {manifest.num_samples:,} in {manifest.num_units:,} units, {manifest.num_parts:,} parts",
         f"  rows           {manifest.num_rows:,}, {manifest.num_dead_letters:,} dead letters",
         f"  bytes          {manifest.parts_bytes:,}, {figures['bytes_per_row']:.1f} a row",
-        f"  mass kept      {figures['mass_kept']:.4f} in {figures['entries_per_row']:.1f} classes a row; {statistics.num_empty_rows:,} rows keep none",
+        f"  mass kept      {kept}; {statistics.num_empty_rows:,} rows keep none",
         f"  codec KL       {figures['codec_kl_mean']:.2e} mean, {figures['codec_kl_max']:.2e} largest (nats)",
     ]
     if figures["agreement"] is not None:
@@ -110,15 +113,12 @@ def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
     return letters
 
 
-def verify_label_sets(arguments: argparse.Namespace) -> dict[str, Any]:
+def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False, progress: bool = True) -> dict[str, Any]:
     """Verify one label set, or all of a cache."""
-    cache = Cache.at(arguments.cache)
-    if arguments.label_set is not None:
-        ids = [LabelSet.open(cache, name_or_id=arguments.label_set).manifest.id]
-    else:
-        ids = sorted(cache.label_set_ids())
+    cache = Cache.at(url)
+    ids = sorted(cache.label_set_ids()) if name is None else [LabelSet.open(cache, name_or_id=name).manifest.id]
     if not ids:
-        raise CacheError(f"{arguments.cache} holds no label set; make one with `decant label`")
+        raise CacheError(f"{url} holds no label set; make one with `decant label`")
     reports, problems, lines = [], [], []
     for label_set_id in ids:
         try:
@@ -126,13 +126,13 @@ def verify_label_sets(arguments: argparse.Namespace) -> dict[str, Any]:
         except CacheError as error:
             problems.append(str(error))
             continue
-        with tqdm(unit="part", desc="verify", file=sys.stderr, disable=arguments.json or not sys.stderr.isatty()) as bar:
+        with tqdm(unit="part", desc="verify", file=sys.stderr, disable=not (progress and sys.stderr.isatty())) as bar:
 
             def advance(done: int, total: int, bar: Any = bar) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            report = verify(label_set, quick=arguments.quick, on_progress=advance)
+            report = verify(label_set, quick=quick, on_progress=advance)
         problems += report.problems
         reports.append(
             {
@@ -145,9 +145,11 @@ def verify_label_sets(arguments: argparse.Namespace) -> dict[str, Any]:
                 "num_problems": len(report.problems),
             }
         )
-        what = "sizes" if arguments.quick else "every byte"
+        what = "sizes" if quick else "every byte"
         state = "right" if not report.problems else f"{len(report.problems)} problems"
-        lines.append(f"{label_set_id} {label_set.manifest.name}: {report.num_parts:,} parts, {report.num_rows:,} rows, {what}: {state}")
+        lines.append(
+            f"{label_set_id} {label_set.manifest.name}: {report.num_parts:,} parts, {report.num_rows:,} rows, {what}: {state}"
+        )
     if problems:
         lines += [*problems, "remove what is damaged and run decant label again: only that is computed anew"]
     return {"label_sets": reports, "problems": problems, "text": "\n".join(lines)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -53,10 +54,11 @@ class Store:
         return f"{self._root.rstrip('/')}/{name}"
 
     @contextlib.contextmanager
-    def _explained(self, doing: str, name: str) -> Iterator[None]:
+    def _explained(self, doing: str, name: str, *, answers: tuple[type[OSError], ...] = (FileNotFoundError,)) -> Iterator[None]:
+        """Turn what a store raises into a CacheError; `answers` are no failure, and come through as they are."""
         try:
             yield
-        except (FileNotFoundError, FileExistsError):
+        except answers:
             raise
         except OSError as error:
             reason = error.strerror or str(error)
@@ -107,7 +109,10 @@ class Store:
             return bool(self._fs.exists(self.path(name)))
 
     def names(self, prefix: str) -> list[str]:
-        """List files below a folder, relative to the store, sorted. A hint, never truth: files may lie there that nobody committed."""
+        """List files below a folder, relative to the store, sorted.
+
+        A hint, never truth: files may lie there that nobody committed.
+        """
         with self._explained("list", prefix):
             self._fs.invalidate_cache()
             try:
@@ -119,7 +124,7 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all, over any other of that name."""
-        with self._explained("write", name):
+        with self._explained("write", name, answers=()):
             if self._local:
                 with self._staged(name, data) as staged:
                     os.replace(staged, self.path(name))  # noqa: PTH105
@@ -128,7 +133,7 @@ class Store:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of that name; return whether this call made it."""
-        with self._explained("create", name):
+        with self._explained("create", name, answers=()):
             try:
                 if self._local:
                     with self._staged(name, data) as staged:
@@ -142,7 +147,10 @@ class Store:
     @contextlib.contextmanager
     def _staged(self, name: str, data: bytes) -> Iterator[str]:
         target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, f"{target.parent} is a file, not a folder") from error
         staged = target.parent / f".{uuid.uuid4().hex}.partial"
         try:
             with staged.open("wb") as file:

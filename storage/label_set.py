@@ -34,8 +34,7 @@ _SCHEMA = pa.schema(
         "samples": pa.struct(_EXTENT),
         "blocks": pa.list_(
             pa.struct(
-                _EXTENT
-                | {"view": pa.int32(), "first_sample": pa.int32(), "num_samples": pa.int32(), "num_rows": pa.int32()}
+                _EXTENT | {"view": pa.int32(), "first_sample": pa.int32(), "num_samples": pa.int32(), "num_rows": pa.int32()}
             )
         ),
     }
@@ -125,7 +124,9 @@ class LabelSet:
         if manifest.id != label_set:
             raise MismatchError(f"{origin}/manifest.json is that of {manifest.id}; the folder was renamed")
         if digest(table) != manifest.parts_sha256:
-            raise CorruptError(f"{origin}/{manifest.parts_file} is damaged (its sha256 differs from the manifest's); run decant label again")
+            raise CorruptError(
+                f"{origin}/{manifest.parts_file} is damaged (its sha256 differs from the manifest's); run decant label again"
+            )
         return cls(cache=cache, manifest=manifest, parts=pq.read_table(io.BytesIO(table)).cast(_SCHEMA))
 
     def tar_path(self, tar_name: str) -> str:

@@ -14,6 +14,9 @@ import xxhash
 
 IntArray = npt.NDArray[np.int64]
 
+_CANONICAL_WINDOW_BLOCKS = 16
+"""Blocks that are listed at a time where nothing is shuffled; no part of the order."""
+
 
 def _permutation(count: int, *, seed: int, epoch: int, stream: int) -> IntArray:
     """Return a permutation of range(count) by sorting Philox words; raw words are stable across numpy versions."""
@@ -39,6 +42,7 @@ class EpochOrder:
     epoch: int
     window_blocks: int
     _blocks: IntArray = field(init=False, repr=False, compare=False)
+    _last_window: dict[int, tuple[IntArray, IntArray]] = field(init=False, repr=False, compare=False, default_factory=dict)
     _window_starts: IntArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -46,10 +50,14 @@ class EpochOrder:
         shuffled = self.window_blocks > 0
         blocks = _permutation(count, seed=self.seed, epoch=self.epoch, stream=0) if shuffled else np.arange(count, dtype=np.int64)
         rows_before = np.concatenate([[0], np.cumsum(self.block_rows[blocks])]).astype(np.int64)
-        step = self.window_blocks if shuffled else 64
+        step = self._step
         starts = rows_before[np.append(np.arange(0, count, step), count)]
         object.__setattr__(self, "_blocks", blocks)
         object.__setattr__(self, "_window_starts", starts)
+
+    @property
+    def _step(self) -> int:
+        return self.window_blocks or _CANONICAL_WINDOW_BLOCKS
 
     @property
     def num_rows(self) -> int:
@@ -61,8 +69,17 @@ class EpochOrder:
         return int(np.searchsorted(self._window_starts, row, side="right")) - 1
 
     def window(self, index: int) -> tuple[IntArray, IntArray]:
-        """Return (block ids, rows inside their block), int64 [rows of the window], in epoch order."""
-        step = self.window_blocks or 64
+        """Return (block ids, rows inside their block), int64 [rows of the window], in epoch order.
+
+        The last window asked for is kept: the batches of an epoch come from one after the other.
+        """
+        if index not in self._last_window:
+            self._last_window.clear()
+            self._last_window[index] = self._draw_window(index)
+        return self._last_window[index]
+
+    def _draw_window(self, index: int) -> tuple[IntArray, IntArray]:
+        step = self._step
         blocks = self._blocks[index * step : (index + 1) * step]
         sizes = self.block_rows[blocks]
         block_ids = np.repeat(blocks, sizes)

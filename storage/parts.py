@@ -166,9 +166,7 @@ class PartWriter:
         )
         extent = self._add(f"v{view:05d}-{first_sample:08d}.soft_labels", data)
         self._blocks.append(
-            BlockExtent(
-                **extent.model_dump(), view=view, first_sample=first_sample, num_samples=len(present), num_rows=len(rows)
-            )
+            BlockExtent(**extent.model_dump(), view=view, first_sample=first_sample, num_samples=len(present), num_rows=len(rows))
         )
         return data
 

@@ -35,7 +35,9 @@ def check_serves(label_set: LabelSet, *, config: ExperimentConfig, sections: set
             asked[f"target.{name}"] = getattr(config.target, name)
             holds[f"target.{name}"] = getattr(request.target, name)
     differing = [
-        f"  {name}: the config asks for {value!r}, the label set holds {holds[name]!r}" for name, value in asked.items() if value != holds[name]
+        f"  {name}: the config asks for {value!r}, the label set holds {holds[name]!r}"
+        for name, value in asked.items()
+        if value != holds[name]
     ]
     if differing:
         raise MismatchError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +46,9 @@ class SoftLabels:
         return dense
 
 
-def id_dtype(num_classes: int) -> type[np.int32] | type[np.int64]:
-    """Return the dtype of class ids in memory."""
-    return np.int32 if num_classes <= 2**31 else np.int64
+def as_ids(values: npt.NDArray[Any], *, num_classes: int) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+    """Return integers as class ids: int32, or int64 where the classes need it; not copied where that is what they are."""
+    return values.astype(np.int32, copy=False) if num_classes <= 2**31 else values.astype(np.int64, copy=False)
 
 
 def concatenate(parts: list[SoftLabels]) -> SoftLabels:

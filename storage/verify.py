@@ -31,9 +31,7 @@ class VerifyReport:
     problems: tuple[str, ...]
 
 
-def verify(
-    label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[int, int], None] | None = None
-) -> VerifyReport:
+def verify(label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
     """Check a label set against its manifest, which was checked when it was opened.
 
     Quick: sizes only. Otherwise every part is read once: its sha256, every block's checksum and structure, every distribution,

@@ -25,9 +25,9 @@ _STUDENT = {
     "num_classes": 10,
     "kwargs": {"embed_dims": [16, 32, 48, 64], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4], "window_sizes": [4, 4, 4, 4]},
 }
-_TEACHER = {"name": "resnet18", "num_classes": 10}
+_TEACHER = {"name": "resnet10t", "num_classes": 10}
 _TEACHER_EPOCHS = 8
-_STUDENT_EPOCHS = 24
+_STUDENT_EPOCHS = 18
 _VIEWS = {
     "kind": "random_resized_crop",
     "count": 8,
@@ -97,11 +97,7 @@ def _write_configs(folder: Path, *, num_train: int) -> dict[str, Path]:
             "name": "digits",
             "cache": str(folder / "cache"),
             "source": pictures,
-            "teacher": {
-                "kind": "timm",
-                **_TEACHER,
-                "checkpoint": str(folder / "teacher/student.safetensors"),
-            },
+            "teacher": {"kind": "timm", "name": f"local-dir:{folder / 'teacher'}"},
             "views": _VIEWS,
             "target": {"k": 5, "codec": {"kind": "compact"}},
             "training": {**distilled, "targets": {"kind": "cached"}},
@@ -170,9 +166,8 @@ def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[st
     say(f"{f'student, {share}':<44}{_spread(students['hard']):>24}")
     say(f"{'student, cached soft labels of all pictures':<44}{_spread(students['distilled']):>24}")
     say("")
-    say(
-        f"rows labelled {labels['num_rows']:,}; bytes a row {labels['bytes_per_row']:.1f}; mean and deviation over {num_seeds} seeds"
-    )
+    say(f"mean and deviation over {num_seeds} seeds; equal architecture, equal number of updates")
+    say(f"rows labelled: {labels['num_rows']:,}; bytes a row: {labels['bytes_per_row']:.1f}")
     say(f"teacher passes while students trained: {teacher_passes}")
     say("")
     say("next:")

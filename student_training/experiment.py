@@ -107,7 +107,7 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
         )
     request = label_set.manifest.request
     return _Rows(
-        stream=LabelStream(label_set, source=open_source(source), held_blocks=2 * training.shuffle_window_blocks),
+        stream=LabelStream(label_set, source=open_source(source), held_blocks=training.shuffle_window_blocks + 1),
         view=request.view,
         num_classes=request.target.num_classes,
         generation_temperature=request.target.generation_temperature,

@@ -16,8 +16,8 @@ from storage.errors import CorruptError
 from student_training.checkpoint import write_json
 from student_training.students import Preprocessing
 
-STUDENT_FILE = "student.safetensors"
-DESCRIPTION_FILE = "student.json"
+STUDENT_FILE = "model.safetensors"
+DESCRIPTION_FILE = "config.json"
 RESULT_FILE = "result.json"
 
 
@@ -27,7 +27,7 @@ class TrainingResult:
 
     Attributes:
         output: folder of the run.
-        student: path of the weights, safetensors; `student.json` beside it says how to load them.
+        student: path of the weights, safetensors; `config.json` beside it says how to load them.
         metrics: path of metrics.jsonl.
         weights: whether the exported and evaluated weights are the trained ones or their moving average.
         steps: updates made.
@@ -71,10 +71,10 @@ def export_student(
     preprocessing: Preprocessing,
     weights: Literal["trained", "ema"],
 ) -> Path:
-    """Write `student.safetensors` and `student.json`, and return the path of the former.
+    """Write `model.safetensors` and `config.json` as timm's hub format has them, and return the path of the former.
 
-    `timm.create_model(name, num_classes=num_classes, checkpoint_path=..., **kwargs)` loads it; `preprocessing` in student.json
-    holds the arguments of `timm.data.create_transform`.
+    `timm.create_model(name, num_classes=num_classes, checkpoint_path=..., **kwargs)` loads the weights;
+    `timm.create_model("local-dir:" + folder, pretrained=True)` loads the whole, preprocessing too.
 
     Args:
         model: not wrapped.
@@ -91,12 +91,11 @@ def export_student(
     safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(path)
     description = {
-        "name": config.name,
-        "kwargs": config.kwargs,
+        "architecture": config.name,
         "num_classes": num_classes,
-        "file": STUDENT_FILE,
+        "model_args": config.kwargs,
+        "pretrained_cfg": {"num_classes": num_classes, **preprocessing.to_timm()},
         "weights": weights,
-        "preprocessing": preprocessing.to_timm(),
         "timm": timm.__version__,
     }
     write_json(folder / DESCRIPTION_FILE, description)

@@ -19,9 +19,11 @@ def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     """Return the byte streams of a block of rows.
 
     Raises:
-        FormatError: rows that are not a distribution.
+        FormatError: rows that are not a distribution, or not of this spec.
     """
     rows.check(num_classes=spec.num_classes)
+    if rows.log_probs.shape[1] != spec.max_entries:
+        raise FormatError(f"{rows.log_probs.shape[1]} classes a row; the spec asks for {spec.max_entries}")
     match spec.codec:
         case ExactCodec():
             return exact.encode(rows, spec=spec)

@@ -5,6 +5,8 @@ The last plane is packed to 1, 2 or 4 bits a value where its values allow: ids b
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,7 @@ from storage.errors import FormatError
 Bytes = npt.NDArray[np.uint8]
 
 _PACKINGS = (1, 2, 4)
+_Word = TypeVar("_Word", np.uint16, np.uint32)
 
 
 def _unpack_table(bits: int) -> npt.NDArray[np.unsignedinteger]:
@@ -60,7 +63,9 @@ def plane_lengths(count: int, *, num_bits: int) -> list[int]:
     return [count] * whole + ([-(-count * over // 8)] if over else [])
 
 
-def unpack(planes: list[Bytes], *, count: int, num_bits: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+def unpack(
+    planes: list[Bytes], *, count: int, num_bits: int
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
     """Join byte planes into `count` unsigned integers of the narrowest dtype.
 
     Raises:
@@ -68,14 +73,20 @@ def unpack(planes: list[Bytes], *, count: int, num_bits: int) -> npt.NDArray[np.
     """
     expected = plane_lengths(count, num_bits=num_bits)
     if [len(plane) for plane in planes] != expected:
-        raise FormatError(f"planes of {[len(plane) for plane in planes]} bytes cannot hold {count} values of {num_bits} bits: {expected}")
+        raise FormatError(
+            f"planes of {[len(plane) for plane in planes]} bytes cannot hold {count} values of {num_bits} bits: {expected}"
+        )
     over = num_bits % 8
     if over:
         planes = [*planes[:-1], _UNPACK[over].take(planes[-1]).view(np.uint8)[:count]]
     if len(planes) == 1:
         return planes[0]
-    joined = planes[-1].astype(np.uint16 if len(planes) == 2 else np.uint32)
+    return _join(planes, dtype=np.uint16) if len(planes) == 2 else _join(planes, dtype=np.uint32)
+
+
+def _join(planes: list[Bytes], *, dtype: type[_Word]) -> npt.NDArray[_Word]:
+    joined = planes[-1].astype(dtype)
     for plane in reversed(planes[:-1]):
-        joined <<= 8
-        joined |= plane
+        np.left_shift(joined, 8, out=joined)
+        np.bitwise_or(joined, plane, out=joined)
     return joined

@@ -16,8 +16,11 @@ import numpy.typing as npt
 from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
 from storage.codecs.ranked import RankedLabels
 from storage.errors import FormatError
-from storage.soft_labels import SoftLabels, id_dtype
+from storage.soft_labels import SoftLabels, as_ids
 from storage.specs import CompactCodec, SoftLabelsSpec
+
+_MAX_NARROW_CLASSES = 2**24
+"""More classes than this need steps of four bytes, which leave no room for a level in a word of four."""
 
 _DROPPED = np.uint64(2**64 - 1)
 _SQUARES = (np.arange(256, dtype=np.float32) ** 2).astype(np.float32)
@@ -25,7 +28,8 @@ _SQUARES = (np.arange(256, dtype=np.float32) ** 2).astype(np.float32)
 
 def grid_levels(log_probs: npt.NDArray[np.float32], *, levels: int) -> npt.NDArray[np.uint8]:
     """Return q = round(levels * sqrt(p)) of log-probabilities, uint8."""
-    return np.rint(levels * np.exp(np.minimum(log_probs, 0) * np.float32(0.5))).astype(np.uint8)
+    roots = np.exp(np.minimum(log_probs, np.float32(0)) * np.float32(0.5))
+    return np.rint(np.float32(levels) * roots).astype(np.uint8)
 
 
 def _count_bits(spec: SoftLabelsSpec) -> int:
@@ -65,17 +69,17 @@ def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
 
 
 def _rectangle(
-    planes: list[Bytes], levels: Bytes, *, counts: npt.NDArray[Any], entries: int, dtype: type[np.int32] | type[np.int64]
-) -> tuple[npt.NDArray[np.int32] | npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return steps and levels of ragged rows as [rows, entries], padded with zeros."""
+    planes: list[Bytes], levels: Bytes, *, counts: npt.NDArray[Any], entries: int, wide: bool
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Return steps (int32, int64 if wide) and levels of ragged rows as [rows, entries], padded with zeros."""
     total = len(levels)
     # Level and step travel in one word, level lowest, so that one copy of row windows pads both.
-    width = 4 if len(planes) <= 3 and dtype is np.int32 else 8
+    width = 8 if wide else 4
     columns = np.zeros((total + entries, width), dtype=np.uint8)
     columns[:total, 0] = levels
     for index, plane in enumerate(planes):
         columns[:total, index + 1] = plane
-    words = columns.reshape(-1).view(np.uint32 if width == 4 else np.uint64)
+    words: npt.NDArray[Any] = columns.reshape(-1).view(np.uint64 if wide else np.uint32)
     if total == len(counts) * entries:
         padded = words[:total].reshape(len(counts), entries)
     else:
@@ -87,7 +91,7 @@ def _rectangle(
         padded *= np.arange(entries, dtype=counts.dtype) < counts[:, None]
     squares = (padded & 0xFF).astype(np.float32)
     padded >>= 8
-    return padded.view(np.int32 if width == 4 else np.int64).astype(dtype, copy=False), squares
+    return padded.view(np.int64 if wide else np.int32), squares
 
 
 def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
@@ -104,12 +108,13 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
         raise FormatError(f"{num_rows} rows announce {total} entries, at most {entries} a row; {len(levels)} are there")
     if total and not levels.min():
         raise FormatError("a kept class has level 0")
-    planes = [streams[name] for name in sorted(streams) if name.startswith("steps")]
-    if not 1 <= len(planes) <= 4 or any(len(plane) != total for plane in planes):
+    wide = spec.num_classes > _MAX_NARROW_CLASSES
+    planes = [streams[f"steps{i}"] for i in range(sum(name.startswith("steps") for name in streams))]
+    if not 1 <= len(planes) <= (4 if wide else 3) or any(len(plane) != total for plane in planes):
         raise FormatError(f"{[len(plane) for plane in planes]} bytes of steps for {total} entries")
-    ids, squares = _rectangle(planes, levels, counts=counts, entries=entries, dtype=id_dtype(spec.num_classes))
-    np.cumsum(ids, axis=1, out=ids)
-    if ids.size and (int(ids[:, -1].max()) >= spec.num_classes or int(ids.min()) < 0):
+    steps, squares = _rectangle(planes, levels, counts=counts, entries=entries, wide=wide)
+    ids = np.cumsum(steps, axis=1, out=steps)
+    if ids.size and (int(ids.max()) >= spec.num_classes or int(ids.min()) < 0):
         raise FormatError(f"class ids from {int(ids.min())} to {int(ids.max())} leave the {spec.num_classes} classes")
     np.multiply(squares, squares, out=squares)
     rest = _SQUARES.take(rest_levels)
@@ -120,4 +125,5 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     scale = np.float32(1) / mass
     squares *= scale[:, None]
     rest *= scale
-    return SoftLabels(class_ids=ids, probs=squares, rest=rest, num_classes=spec.num_classes)
+    class_ids = as_ids(ids, num_classes=spec.num_classes)
+    return SoftLabels(class_ids=class_ids, probs=squares, rest=rest, num_classes=spec.num_classes)

@@ -8,6 +8,9 @@ import numpy.typing as npt
 from storage.codecs.ranked import RankedLabels
 from storage.soft_labels import SoftLabels
 
+_NO_MASS = 1e-30
+"""Less than this adds nothing to a divergence, and may be 0 where it is stored: float32 ends at 1e-45, float16 logs are coarse."""
+
 
 def codec_kl(rows: RankedLabels, stored: SoftLabels) -> npt.NDArray[np.float64]:
     """Return float64 [rows], KL(exact selection || stored) in nats, both with their rest spread evenly over other classes.
@@ -24,16 +27,16 @@ def codec_kl(rows: RankedLabels, stored: SoftLabels) -> npt.NDArray[np.float64]:
     order = np.argsort(stored_keys)
     num_others = num_classes - kept.sum(axis=1)
     spread = np.divide(stored.rest, num_others, out=np.zeros(num_rows), where=num_others > 0).astype(np.float64)
-    estimate = np.repeat(spread, entries)
+    estimate: npt.NDArray[np.float64] = np.repeat(spread, entries)
     if len(stored_keys):
         places = np.minimum(np.searchsorted(stored_keys[order], exact_keys), len(stored_keys) - 1)
         found = stored_keys[order][places] == exact_keys
         estimate[found] = stored.probs[kept][order][places][found]
-    estimate = estimate.reshape(num_rows, entries)
+    stored_probs = estimate.reshape(num_rows, entries)
     with np.errstate(divide="ignore", invalid="ignore"):
-        kl = np.where(exact > 0, exact * (rows.log_probs - np.log(estimate)), 0.0).sum(axis=1)
+        kl: npt.NDArray[np.float64] = np.where(exact > _NO_MASS, exact * (rows.log_probs - np.log(stored_probs)), 0.0).sum(axis=1)
         rest = np.exp(rows.log_rest.astype(np.float64))
         if num_classes > entries:
             log_spread = rows.log_rest - np.log(num_classes - entries)
-            kl += np.where(rest > 0, rest * (log_spread - np.log(spread)), 0.0)
-    return np.maximum(kl, 0.0)
+            kl += np.where(rest > _NO_MASS, rest * (log_spread - np.log(spread)), 0.0)
+    return np.asarray(np.maximum(kl, 0.0))

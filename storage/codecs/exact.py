@@ -8,6 +8,7 @@ and adding them up is one vector addition a rank.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
 from storage.codecs.ranked import RankedLabels
 from storage.errors import FormatError
-from storage.soft_labels import SoftLabels, id_dtype
+from storage.soft_labels import SoftLabels, as_ids
 from storage.specs import SoftLabelsSpec
 
 _MAGNITUDE = 0x7FFF
@@ -70,7 +71,7 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     by_rank = unpack([streams["deltas0"], streams["deltas1"]], count=count, num_bits=16).reshape(entries, num_rows)
     for rank in range(1, entries):
         np.add(by_rank[rank], by_rank[rank - 1], out=by_rank[rank])
-    magnitudes = np.ascontiguousarray(by_rank.T)
+    magnitudes: npt.NDArray[Any] = np.ascontiguousarray(by_rank.T)
     rest_magnitudes = unpack([streams["rest0"], streams["rest1"]], count=num_rows, num_bits=16)
     # Deltas that wrap would fall; a valid row ends at its largest magnitude.
     largest = max(int(magnitudes.max(initial=0)), int(rest_magnitudes.max(initial=0)))
@@ -87,7 +88,7 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     probs *= scale[:, None]
     rest *= scale
     return SoftLabels(
-        class_ids=ids.astype(id_dtype(spec.num_classes)).reshape(num_rows, entries),
+        class_ids=as_ids(ids.reshape(num_rows, entries), num_classes=spec.num_classes),
         probs=probs,
         rest=rest,
         num_classes=spec.num_classes,

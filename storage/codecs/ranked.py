@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from storage.errors import FormatError
 
+_SUM_TOLERANCE = 0.01
+"""Wide enough for a float32 softmax over 2^32 classes, far from what unnormalised scores sum to."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankedLabels:
@@ -31,13 +34,18 @@ class RankedLabels:
         """Refuse rows that are not a distribution.
 
         Raises:
-            FormatError: NaN, a log-probability above 0, values that rise, or an id outside the classes.
+            FormatError: NaN, a log-probability above 0, values that rise, an id outside the classes, or probabilities and rest
+                that do not sum to 1.
         """
         if np.isnan(self.log_probs).any() or np.isnan(self.log_rest).any():
             raise FormatError("log-probabilities hold NaN; such rows must become dead letters before they are encoded")
         if (self.log_probs > 1e-4).any() or (self.log_rest > 1e-4).any():
             raise FormatError("log-probabilities above 0: these are logits or unnormalised scores, not log-probabilities")
-        if self.log_probs.shape[1] > 1 and (np.diff(self.log_probs, axis=1) > 0).any():
+        if (self.log_probs[:, 1:] > self.log_probs[:, :-1]).any():
             raise FormatError("log-probabilities rise along a row; classes must come most probable first")
         if self.class_ids.size and int(self.class_ids.max()) >= num_classes:
             raise FormatError(f"class id {int(self.class_ids.max())} is outside the {num_classes} classes")
+        sums = np.exp(self.log_probs).sum(axis=1) + np.exp(self.log_rest)
+        if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
+            worst = float(sums[np.abs(sums - 1).argmax()])
+            raise FormatError(f"probabilities and rest of a row sum to {worst:.4g}, not 1: these are not log-probabilities")

@@ -25,7 +25,12 @@ class RandomViewsConfig(Config):
     """Several random views per picture: random resized crop and flip, the same pixels for teacher and student."""
 
     kind: Literal["random_resized_crop"] = Field(description="Random resized crop and horizontal flip.")
-    count: int = Field(default=1, ge=1, le=99999, description="Views of each picture; training epoch e reads view e modulo this.")
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=99999,
+        description="Views of each picture; training epoch e reads view e modulo this. Hard labels: new views every epoch.",
+    )
     size: Size | None = Field(default=None, description="Height and width of the views; null: the teacher's input size.")
     scale: tuple[float, float] = Field(
         default=(0.08, 1.0), description="Range of the share of the picture's area that is cropped."
@@ -34,6 +39,14 @@ class RandomViewsConfig(Config):
     flip_probability: float = Field(default=0.5, ge=0, le=1, description="Share of views that are mirrored.")
     interpolation: Interpolation | None = Field(default=None, description="Resampling; null: the teacher's.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the views; part of their identity.")
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> RandomViewsConfig:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {list(self.scale)} is no range of area shares; give two numbers with 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {list(self.ratio)} is no range of aspect ratios; give two numbers with 0 < low <= high")
+        return self
 
 
 ViewsConfig = Annotated[EvaluationViewsConfig | RandomViewsConfig, Field(discriminator="kind")]

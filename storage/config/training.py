@@ -127,7 +127,9 @@ class TrainingConfig(Config):
     clip_grad_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm; null: not clipped.")
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="Decay of an averaged copy of the weights; null: none.")
     loader_workers: int = Field(default=0, ge=0, description="Processes that decode pictures; 0: in the training process.")
-    shuffle_window_blocks: int = Field(default=64, ge=1, description="Blocks of rows that are mixed with each other.")
+    shuffle_window_blocks: int = Field(
+        default=16, ge=1, description="Blocks of rows (256 to 4,096 each) that are mixed with each other."
+    )
     sample_fraction: float = Field(
         default=1.0, gt=0, le=1, description="Share of samples to train on, chosen by key: the same ones in every run."
     )

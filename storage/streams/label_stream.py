@@ -61,7 +61,7 @@ class LabelStream:
     Holds the decoded blocks of a window and the readers of a few units.
     """
 
-    def __init__(self, label_set: LabelSet, *, source: Source, held_blocks: int = 128) -> None:
+    def __init__(self, label_set: LabelSet, *, source: Source, held_blocks: int = 17) -> None:
         """Join a label set and a source.
 
         Args:
@@ -168,7 +168,8 @@ class LabelStream:
         keys = self._reader(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
         if len(keys) != place.num_samples or key_hash(keys) != block.key_hash:
             labelled = self._table(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
-            differ = next((i for i, (a, b) in enumerate(zip(labelled, keys, strict=False)) if a != b), min(len(labelled), len(keys)))
+            equal = [mine == theirs for mine, theirs in zip(labelled, keys, strict=False)]
+            differ = equal.index(False) if False in equal else len(equal)
             here = keys[differ] if differ < len(keys) else "nothing"
             raise MismatchError(
                 f"unit {self._units[place.part].name!r} does not hold the samples that were labelled: at position "

@@ -64,7 +64,7 @@ class SourceStream:
         source: Source,
         *,
         units: Sequence[SourceUnit] | None = None,
-        block_rows: int = 256,
+        block_rows: int = 2048,
         num_views: int | None = None,
         sample_fraction: float = 1.0,
         max_open_units: int = 64,

@@ -99,6 +99,6 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
     for line, other in zip(one, two, strict=True):
         for name in set(line) - {"kind", "images_per_second"}:
             assert other[name] == pytest.approx(line[name], rel=1e-4), (name, line["step"])
-    first, second = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "two"))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)

@@ -74,7 +74,7 @@ def figures(folder):
 
 
 def assert_same_student(one, other):
-    first, second = load_file(one / "student.safetensors"), load_file(other / "student.safetensors")
+    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name

@@ -55,17 +55,19 @@ def test_cached_targets_teach_the_student(pictures, tmp_path):
 def test_the_student_loads_with_plain_timm(pictures, tmp_path, ema_decay):
     config = make_config(pictures, tmp_path, evaluation=True, ema_decay=ema_decay, epochs=1)
     result = train(config, stream=source_stream(pictures), view=VIEW, num_classes=3)
-    description = json.loads((tmp_path / "student.json").read_text())
+    description = json.loads((tmp_path / "config.json").read_text())
     assert description["weights"] == result.weights == ("trained" if ema_decay is None else "ema")
     model = timm.create_model(
-        description["name"],
+        description["architecture"],
         num_classes=description["num_classes"],
-        checkpoint_path=tmp_path / description["file"],
-        **description["kwargs"],
+        checkpoint_path=tmp_path / "model.safetensors",
+        **description["model_args"],
     )
-    weights = load_file(tmp_path / "student.safetensors")
+    weights = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
-    transform = timm.data.create_transform(**description["preprocessing"])
+    whole = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in whole.state_dict().items())
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=whole))
     hits = 0
     for label, folder in enumerate(sorted(pictures.iterdir())):
         for path in sorted(folder.iterdir()):
@@ -107,7 +109,7 @@ def test_live_teacher_with_every_class_equals_cached(pictures, tmp_path):
     live = make_config(pictures, tmp_path / "live", targets={"kind": "live"}, **options)
     train(cached, stream=stream, view=VIEW, num_classes=3)
     train(live, stream=source_stream(pictures, num_views=1), view=VIEW, num_classes=3, teacher=teacher)
-    one, other = (load_file(tmp_path / kind / "student.safetensors") for kind in ("cached", "live"))
+    one, other = (load_file(tmp_path / kind / "model.safetensors") for kind in ("cached", "live"))
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
 
@@ -115,12 +117,12 @@ def test_live_teacher_with_every_class_equals_cached(pictures, tmp_path):
 def test_a_finished_run_is_not_run_again(pictures, tmp_path):
     config = make_config(pictures, tmp_path, epochs=1)
     first = train(config, stream=source_stream(pictures), view=VIEW, num_classes=3)
-    written = (tmp_path / "student.safetensors").stat().st_mtime_ns
+    written = (tmp_path / "model.safetensors").stat().st_mtime_ns
     again = train(config, stream=source_stream(pictures), view=VIEW, num_classes=3)
     assert again.already_finished
     assert not first.already_finished
     assert (again.steps, again.loss) == (first.steps, first.loss)
-    assert (tmp_path / "student.safetensors").stat().st_mtime_ns == written
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == written
     anew = train(config, stream=source_stream(pictures), view=VIEW, num_classes=3, resume=False)
     assert not anew.already_finished
     assert anew.loss == first.loss
@@ -144,13 +146,13 @@ def test_another_run_in_the_same_folder_is_refused_by_field(pictures, tmp_path):
 def test_a_lost_result_is_made_again_from_the_last_checkpoint(pictures, tmp_path):
     stream = source_stream(pictures)
     first = train(make_config(pictures, tmp_path, epochs=1), stream=stream, view=VIEW, num_classes=3)
-    weights = (tmp_path / "student.safetensors").read_bytes()
-    (tmp_path / "student.safetensors").unlink()
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").unlink()
     evaluated = train(make_config(pictures, tmp_path, epochs=1, evaluation=True), stream=stream, view=VIEW, num_classes=3)
     assert (evaluated.resumed_from_step, evaluated.steps, evaluated.loss) == (6, 6, first.loss)
     assert (first.top1, evaluated.num_evaluated) == (None, 48)
     assert evaluated.images_per_second > 0
-    assert (tmp_path / "student.safetensors").read_bytes() == weights
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(CorruptError, match=r"result.json is damaged.*delete it"):
         train(make_config(pictures, tmp_path, epochs=1), stream=stream, view=VIEW, num_classes=3)
@@ -169,7 +171,7 @@ def test_a_loss_that_is_not_a_number_stops_before_anything_is_written(pictures, 
     assert type(caught.value).__name__ == "DivergenceError"
     assert "learning_rate" in str(caught.value)
     assert not (tmp_path / "checkpoints").exists()
-    assert not (tmp_path / "student.safetensors").exists()
+    assert not (tmp_path / "model.safetensors").exists()
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
@@ -211,4 +213,4 @@ def test_bf16_trains_on_the_cpu(pictures, tmp_path):
     config = make_config(pictures, tmp_path, precision="bf16", epochs=1, evaluation=True)
     result = train(config, stream=source_stream(pictures), view=VIEW, num_classes=3)
     assert np.isfinite(result.loss)
-    assert load_file(tmp_path / "student.safetensors")["head.weight"].dtype == torch.float32
+    assert load_file(tmp_path / "model.safetensors")["head.weight"].dtype == torch.float32

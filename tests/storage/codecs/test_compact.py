@@ -1,0 +1,164 @@
+"""The compact codec: classes as a set, probabilities on a square-root grid."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import codecs
+from storage.codecs import RankedLabels
+from storage.codecs.compact import grid_levels
+from storage.errors import FormatError
+from storage.specs import QUALITY_CAP, CompactCodec, SoftLabelsSpec
+from tests.contracts.codec_contract import CodecContract, check_rows
+from tests.storage.rows import SHAPES, make_rows
+
+
+def kept_levels(rows, *, row, levels):
+    """{class: level} of a row, one class at a time in double precision; None where rounding may fall either way."""
+    kept = {}
+    for class_id, log_prob in zip(rows.class_ids[row].tolist(), rows.log_probs[row].tolist(), strict=True):
+        exact = levels * math.exp(log_prob / 2)
+        if abs(exact - math.floor(exact) - 0.5) < 1e-4:
+            return None
+        if round(exact):
+            kept[class_id] = round(exact)
+    return kept
+
+
+def check_grid(rows, found, *, spec):
+    for row in range(len(rows)):
+        expected = kept_levels(rows, row=row, levels=spec.codec.levels)
+        kept = found.probs[row] > 0
+        num_kept = int(kept.sum())
+        assert kept[:num_kept].all()  # padding comes last
+        assert (np.diff(found.class_ids[row][kept]) > 0).all()
+        if expected is None:
+            continue
+        assert found.class_ids[row][kept].tolist() == sorted(expected)
+        dropped = [p for p, c in zip(rows.log_probs[row].tolist(), rows.class_ids[row].tolist(), strict=True) if c not in expected]
+        rest = min(1.0, math.exp(rows.log_rest[row]) + sum(math.exp(p) for p in dropped))
+        mass = sum(level**2 for level in expected.values())
+        rest_level = round(found.rest[row] * mass / (1 - found.rest[row])) ** 0.5 if expected else spec.codec.levels
+        assert abs(rest_level - spec.codec.levels * math.sqrt(rest)) <= 0.51 or (rest > 0 and rest_level == 1)
+        assert (rest > 1e-40) == (found.rest[row] > 0)
+        mass += rest_level**2
+        assert found.probs[row][kept] == pytest.approx([expected[c] ** 2 / mass for c in sorted(expected)], rel=1e-4)
+
+
+class TestContract(CodecContract):
+    def codecs(self):
+        return st.builds(CompactCodec, levels=st.just(255) | st.integers(1, 255))
+
+    def finest(self):
+        return CompactCodec()
+
+    def kl_bound(self, spec):
+        # Of S sqrt(p) = a stored as q, a^2 log(a^2 / q^2) + q^2 - a^2 is at most 0.575 for q >= 1 and at most 1 for the rest;
+        # a class that is dropped has a < 0.5 and is no further than log(classes) from its share of the rest.
+        return (spec.max_entries + 1) * (1 + 0.25 * math.log(spec.num_classes)) / spec.codec.levels**2 + 1e-6
+
+    def check_selection(self, rows, found, *, spec):
+        check_grid(rows, found, spec=spec)
+
+
+@settings(max_examples=100)
+@given(
+    st.sampled_from([1, 2, 10, 254, 255, 256, 1000, 21841, 2**31 + 5, 2**32]),
+    st.integers(1, 255),
+    st.sampled_from(SHAPES),
+    st.integers(0, 2**32 - 1),
+)
+def test_quality_levels(num_classes, levels, shape, seed):
+    spec = SoftLabelsSpec(num_classes=num_classes, k=None, codec=CompactCodec(levels=levels))
+    assert spec.max_entries == min(QUALITY_CAP, num_classes)
+    rows = make_rows(np.random.default_rng(seed), num_rows=5, num_classes=num_classes, entries=spec.max_entries, shape=shape)
+    found = codecs.decode(codecs.encode(rows, spec=spec), num_rows=5, spec=spec)
+    check_rows(found, num_rows=5, spec=spec)
+    check_grid(rows, found, spec=spec)
+
+
+def test_a_quality_level_keeps_at_most_the_cap():
+    spec = SoftLabelsSpec(num_classes=1000, k=None, codec=CompactCodec())
+    rows = make_rows(np.random.default_rng(0), num_rows=3, num_classes=1000, entries=QUALITY_CAP, shape="flat")
+    found = codecs.decode(codecs.encode(rows, spec=spec), num_rows=3, spec=spec)
+    assert (found.probs > 0).sum(axis=1).tolist() == [QUALITY_CAP] * 3
+
+
+@pytest.mark.parametrize("k", [5, 300, None])
+def test_rows_that_keep_nothing_are_all_rest(k):
+    spec = SoftLabelsSpec(num_classes=1000, k=k, codec=CompactCodec(levels=3))
+    flat = make_rows(np.random.default_rng(0), num_rows=4, num_classes=1000, entries=spec.max_entries, shape="flat")
+    found = codecs.decode(codecs.encode(flat, spec=spec), num_rows=4, spec=spec)
+    assert found.class_ids.shape == found.probs.shape == (4, 0)
+    assert found.rest.tolist() == [1.0] * 4
+    hot = make_rows(np.random.default_rng(0), num_rows=4, num_classes=1000, entries=spec.max_entries, shape="one_hot")
+    mixed = RankedLabels(
+        class_ids=flat.class_ids,
+        log_probs=np.where(np.arange(4)[:, None] == 2, hot.log_probs, flat.log_probs),
+        log_rest=np.where(np.arange(4) == 2, hot.log_rest, flat.log_rest),
+    )
+    found = codecs.decode(codecs.encode(mixed, spec=spec), num_rows=4, spec=spec)
+    assert found.probs.tolist() == [[0], [0], [1], [0]]
+    assert found.rest.tolist() == [1, 1, 0, 1]
+    assert found.class_ids[2, 0] == flat.class_ids[2, 0]
+
+
+def test_bytes_are_counts_steps_levels_and_rest():
+    probs = np.float64([[0.64, 0.16, 0.00001], [1.0, 0, 0]])
+    with np.errstate(divide="ignore"):
+        rows = RankedLabels(
+            class_ids=np.uint32([[700, 20, 5], [0, 1, 2]]),
+            log_probs=np.log(probs).astype(np.float32),
+            log_rest=np.log(np.maximum(1 - probs.sum(axis=1), 0)).astype(np.float32),
+        )
+    streams = codecs.encode(rows, spec=SoftLabelsSpec(num_classes=1000, k=3, codec=CompactCodec(levels=100)))
+    assert {name: stream.tolist() for name, stream in streams.items()} == {
+        "counts0": [2, 1],
+        "steps0": [20, 680 % 256, 0],
+        "steps1": [0, 680 // 256, 0],
+        "levels": [40, 80, 100],
+        "rest": [45, 0],
+    }
+
+
+def test_the_grid_rounds_the_root():
+    levels = np.array([0.0, 0.0019, 0.00197, 0.25, 0.5, 1.0])
+    with np.errstate(divide="ignore"):
+        found = grid_levels(np.log(levels).astype(np.float32)[None] * 2, levels=255)
+    assert found.tolist() == [[0, 0, 1, 64, 128, 255]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"counts0": [2, 2]}, "announce 4 entries"),
+        ({"counts0": [4, 0]}, "at most 4 a row"),
+        ({"counts0": [3]}, "planes of"),
+        ({"levels": [40, 0, 100]}, "level 0"),
+        ({"steps1": [0, 255, 0]}, "leave the 1000 classes"),
+        ({"steps0": [0]}, "bytes of steps for 3 entries"),
+        ({"counts0": [3, 0], "rest": [45, 0]}, "neither kept classes nor rest"),
+    ],
+)
+def test_impossible_values_are_refused(changes, problem):
+    streams = {"counts0": [2, 1], "steps0": [20, 168, 0], "steps1": [0, 2, 0], "levels": [40, 80, 100], "rest": [45, 0]}
+    spec = SoftLabelsSpec(num_classes=1000, k=3, codec=CompactCodec(levels=100))
+    whole = {name: np.uint8(values) for name, values in streams.items()}
+    assert codecs.decode(whole, num_rows=2, spec=spec).class_ids.tolist() == [[20, 700], [0, 0]]
+    with pytest.raises(FormatError, match=problem):
+        codecs.decode({**whole, **{name: np.uint8(values) for name, values in changes.items()}}, num_rows=2, spec=spec)
+
+
+@pytest.mark.parametrize("num_classes", [2**24, 2**25, 2**31, 2**32])
+def test_steps_that_run_round_are_refused(num_classes):
+    spec = SoftLabelsSpec(num_classes=num_classes, k=3, codec=CompactCodec())
+    num_planes = 3 if num_classes == 2**24 else 4
+    steps = {f"steps{i}": np.full(3, 255, dtype=np.uint8) for i in range(num_planes)}
+    streams = {"counts0": np.uint8([3]), "levels": np.uint8([9, 9, 9]), "rest": np.uint8([9]), **steps}
+    with pytest.raises(FormatError, match="leave the"):
+        codecs.decode(streams, num_rows=1, spec=spec)
