@@ -43,11 +43,12 @@ def test_equals_the_sum_over_all_classes(num_classes, data, shape, codec, seed):
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_a_wrong_class_costs_what_its_probability_says():
-    rows = RankedLabels(class_ids=np.uint32([[1]]), log_probs=np.log(np.float32([[0.5]])), log_rest=np.log(np.float32([0.5])))
-    stored = SoftLabels(class_ids=np.int32([[2]]), probs=np.float32([[0.5]]), rest=np.float32([0.5]), num_classes=3)
-    # exact: 1/4, 1/2, 1/4; stored: 1/4, 1/4, 1/2
-    assert codec_kl(rows, stored) == pytest.approx([0.25 * np.log(2)], rel=1e-6)
+def test_wrong_probabilities_cost_what_they_say():
+    log_probs = np.log(np.float32([[0.5, 0.25]]))
+    rows = RankedLabels(class_ids=np.uint32([[1, 3]]), log_probs=log_probs, log_rest=np.log(np.float32([0.25])))
+    stored = SoftLabels(class_ids=np.int32([[3, 0]]), probs=np.float32([[0.25, 0]]), rest=np.float32([0.75]), num_classes=4)
+    # exact: 1/8, 1/2, 1/8, 1/4; stored: class 1 shares the rest with 0 and 2, 1/4 each
+    assert codec_kl(rows, stored) == pytest.approx([0.5 * np.log(2) - 0.25 * np.log(2)], rel=1e-6)
 
 
 def test_certain_rows_have_a_finite_loss():
