@@ -32,6 +32,8 @@ def _load(arguments: argparse.Namespace) -> Any:
 
 
 def _need(extra: str, error: ImportError) -> NoReturn:
+    if (error.name or "").partition(".")[0] in {"pipelines", "storage", "student_training"}:
+        raise error
     raise DecantError(f"this command needs more packages ({error}); pip install 'decant[{extra}]'") from error
 
 
@@ -226,6 +228,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(words)
     # Beam, timm and the hub client log freely; what a person must know is in our own output.
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    if not arguments.verbose:
+        # It logs the traceback of every error on its way to us.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
         result = _run(arguments, rest)
     except DecantError as error:

@@ -17,7 +17,14 @@ from tqdm import tqdm
 from pipelines.plan import LabelPlan, make_plan
 from pipelines.progress import PartProgress
 from pipelines.request import check_classes, resolve_request
-from pipelines.runner import failure_message, make_pipeline, pipeline_options, run_pipeline, runs_in_this_process
+from pipelines.runner import (
+    WorkerDiedError,
+    failure_of,
+    make_pipeline,
+    pipeline_options,
+    run_pipeline,
+    runs_in_this_process,
+)
 from pipelines.teacher_memo import TeacherFacts, TeacherMemo
 from pipelines.transforms import TASKS_PER_FILE, LabelTasks, LabelUnits, shared_teacher, task_to_json
 from storage.cache import Cache
@@ -176,11 +183,11 @@ def _run_tasks(run: PlannedRun, *, options: PipelineOptions, progress: bool) -> 
     with PartProgress(plan, cache=cache, show=progress and sys.stderr.isatty()):
         try:
             run_pipeline(pipeline)
-        except DecantError:
+        except WorkerDiedError:
             raise
         except Exception as error:
             _raise_reported(cache, folder, cause=error)
-            raise DecantError(f"the pipeline failed: {failure_message(error)}") from error
+            raise failure_of(error) from error
     _raise_reported(cache, folder, cause=None)
     times: list[UnitTimes] = []
     for name in cache.store.names(f"{folder}/times"):

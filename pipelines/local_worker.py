@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -24,13 +26,16 @@ def die_with_parent() -> None:
 def main() -> None:
     """Serve the runner named by the environment until it closes the connection."""
     die_with_parent()
-    # Beam raises the root logger to INFO at start; a handler of our own keeps that off the terminal.
+    # Beam raises the root logger to INFO at start; a handler of our own keeps that off the terminal. What is logged, errors too,
+    # goes to the process that started this one.
     handler = logging.StreamHandler()
-    handler.setLevel(logging.ERROR)
+    handler.setLevel(logging.CRITICAL)
     logging.getLogger().addHandler(handler)
     from apache_beam.runners.worker import sdk_worker_main
 
-    sdk_worker_main.main(sys.argv)
+    # Beam prints the traceback of every error besides sending it; it is the runner's to tell.
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        sdk_worker_main.main(sys.argv)
 
 
 if __name__ == "__main__":

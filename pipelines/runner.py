@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from types import FrameType, TracebackType
 from typing import Any
 
 import apache_beam as beam
@@ -21,6 +22,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from storage import errors
 from storage.errors import ConfigError, DecantError
 
 LOCAL_RUNNER = "FnApiRunner"
@@ -33,7 +35,7 @@ _REFUSED_RUNNERS = {"daskrunner": "it drops elements of ordinary pipelines witho
 _SAFE_RUNNERS = "FnApiRunner, FlinkRunner, SparkRunner or DataflowRunner"
 
 
-_ERROR_LINE = re.compile(r"^[\w.]+(?:Error|Exception|Interrupt): ", re.MULTILINE)
+_ERROR_LINE = re.compile(r"^(?P<name>[\w.]+(?:Error|Exception|Interrupt|Exit)): ", re.MULTILINE)
 
 _WHERE = re.compile(r"\s*\[while running '[^']*'\]\s*$")
 
@@ -103,7 +105,8 @@ def make_pipeline(options: PipelineOptions, *, workers: int) -> beam.Pipeline:
     logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").setLevel(logging.ERROR)
     # Workers import what this process can import, a user's own factory too.
     path = shlex.quote(os.pathsep.join(entry for entry in sys.path if entry))
-    command = f"exec env PYTHONPATH={path} {shlex.quote(sys.executable)} -m pipelines.local_worker"
+    # An interrupt from the terminal goes to every process of the group; it is this one's to end the run.
+    command = f"trap '' INT; exec env PYTHONPATH={path} {shlex.quote(sys.executable)} -m pipelines.local_worker"
     environment = SubprocessSDKEnvironment.from_command_string(command)
     options.view_as(StandardOptions).runner = None
     options._all_options["direct_num_workers"] = workers
@@ -113,42 +116,72 @@ def make_pipeline(options: PipelineOptions, *, workers: int) -> beam.Pipeline:
 class _Watchdog:
     """Turns the death of a local worker process, after which Beam would wait for ever, into an interrupt of the main thread.
 
-    Beam starts each worker from a thread that raises when the process ends with a status other than 0.
+    Beam starts each worker from a thread that raises when the process ends with a status other than 0. It also takes an interrupt
+    by the user for an error of the function that it hit; so that one is noted here.
     """
 
     def __init__(self) -> None:
         self.message: str | None = None
+        self.interrupted = False
+        self._hook = threading.excepthook
+        self._handler = signal.getsignal(signal.SIGINT)
 
-    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
-        if "Worker subprocess exited" not in str(arguments.exc_value):
-            if self.message is None:
-                threading.__excepthook__(arguments)
-        elif self.message is None:
-            self.message = str(arguments.exc_value)
-            # A real signal: only that wakes a main thread that waits for a lock.
-            main_thread = threading.main_thread().ident
-            assert main_thread is not None
-            signal.pthread_kill(main_thread, signal.SIGINT)
-            # What Beam logs while its connections fall is no news any more.
-            logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    def __enter__(self) -> _Watchdog:
+        threading.excepthook = self._on_thread_error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._handler)
+        # After a failure Beam's threads still fall, one by one; what they say is no news.
+        if error is None:
+            threading.excepthook = self._hook
+
+    def _on_thread_error(self, arguments: threading.ExceptHookArgs) -> None:
+        if "Worker subprocess exited" in str(arguments.exc_value):
+            if self.message is None and not self.interrupted:
+                self.message = str(arguments.exc_value)
+                _hush_beam()
+                # A real signal: only that wakes a main thread that waits for a lock.
+                main_thread = threading.main_thread().ident
+                assert main_thread is not None
+                signal.pthread_kill(main_thread, signal.SIGINT)
+        # A connection that falls is never the cause, and may be seen before it.
+        elif not arguments.exc_type.__module__.startswith("grpc"):
+            self._hook(arguments)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.message is not None:
+            raise KeyboardInterrupt
+        # An ignored signal stays ignored: a run in the background of a shell.
+        if callable(self._handler):
+            self.interrupted = True
+            _hush_beam()
+            self._handler(number, frame)
+
+
+def _hush_beam() -> None:
+    """Keep Beam from logging how it falls, once the reason is known."""
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
 def _watched_workers() -> Iterator[None]:
     watchdog = _Watchdog()
-    before = threading.excepthook
-    threading.excepthook = watchdog
     try:
-        yield
-    except (KeyboardInterrupt, RuntimeError) as error:
+        with watchdog:
+            yield
+    except (KeyboardInterrupt, Exception) as error:
+        if watchdog.interrupted:
+            raise KeyboardInterrupt from error
         if watchdog.message is None:
             raise
         raise WorkerDiedError(
             f"a worker process died ({watchdog.message}); if nobody killed it, the machine ran out of memory: lower --workers or "
             "generation.batch_size. What was committed is whole: run the same command again to go on"
         ) from error
-    finally:
-        threading.excepthook = before
 
 
 def run_pipeline(pipeline: beam.Pipeline) -> Any:
@@ -156,6 +189,7 @@ def run_pipeline(pipeline: beam.Pipeline) -> Any:
 
     Raises:
         WorkerDiedError: a worker process of the local runner died.
+        KeyboardInterrupt: the user interrupted the run, wherever Beam was.
     """
     with _watched_workers():
         result = pipeline.run()
@@ -163,8 +197,15 @@ def run_pipeline(pipeline: beam.Pipeline) -> Any:
     return result
 
 
-def failure_message(error: Exception) -> str:
+def failure_of(error: Exception) -> DecantError:
     """Return what went wrong in a worker, out of the traceback that Beam gives as an error's text."""
     text = _WHERE.sub("", str(error).strip()) or repr(error)
+    if isinstance(error, DecantError):
+        return type(error)(text)
     found = list(_ERROR_LINE.finditer(text))
-    return text[found[-1].end() :].strip() if found else text
+    if not found:
+        return DecantError(f"the pipeline failed: {text}")
+    kind = getattr(errors, found[-1]["name"].removeprefix(f"{errors.__name__}."), None)
+    if isinstance(kind, type) and issubclass(kind, DecantError):
+        return kind(text[found[-1].end() :].strip())
+    return DecantError(f"the pipeline failed: {text[found[-1].start() :].strip()}")

@@ -23,6 +23,8 @@ MAGIC = b"DECANT\x00\x01"
 """Six letters, a zero byte, and the version of the container."""
 
 MAX_HEADER_BYTES = 1 << 16
+MAX_HEADER_BRACKETS = 256
+"""JSON nests no deeper than it opens lists and objects: no header exhausts the stack."""
 MAX_STREAM_BYTES = 1 << 30
 _LENGTH = struct.Struct("<I")
 _CHECKSUM = struct.Struct("<Q")
@@ -71,17 +73,22 @@ def encode_block(header: Mapping[str, Any], streams: Mapping[str, Bytes]) -> byt
         table.append([name, len(raw), len(body)])
         bodies.append(body)
     head = canonical_json({**header, "streams": table})
-    if len(head) > MAX_HEADER_BYTES:
-        raise FormatError(f"a block header of {len(head)} bytes exceeds {MAX_HEADER_BYTES}")
+    if len(head) > MAX_HEADER_BYTES or _brackets(head) > MAX_HEADER_BRACKETS:
+        limits = f"{MAX_HEADER_BYTES} bytes or {MAX_HEADER_BRACKETS} brackets"
+        raise FormatError(f"a block header of {len(head)} bytes and {_brackets(head)} brackets is more than {limits}")
     data = b"".join([MAGIC, _LENGTH.pack(len(head)), head, *bodies])
     return data + _CHECKSUM.pack(checksum(data))
+
+
+def _brackets(head: bytes) -> int:
+    return head.count(b"[") + head.count(b"{")
 
 
 def _header(data: memoryview, *, origin: str) -> tuple[dict[str, Any], int]:
     start = len(MAGIC) + _LENGTH.size
     if len(data) < start + _CHECKSUM.size:
         raise FormatError(f"{origin}: {len(data)} bytes are too few for a block")
-    if data[:6] != MAGIC[:6]:
+    if data[:7] != MAGIC[:7]:
         raise FormatError(f"{origin}: not a block; it starts with {bytes(data[:8])!r}")
     if data[:8] != MAGIC:
         raise FormatError(f"{origin}: block container version {data[7]}, this release reads {MAGIC[7]}; upgrade decant")
@@ -90,9 +97,12 @@ def _header(data: memoryview, *, origin: str) -> tuple[dict[str, Any], int]:
     (length,) = _LENGTH.unpack(data[8:12])
     if length > MAX_HEADER_BYTES or start + length > len(data) - _CHECKSUM.size:
         raise FormatError(f"{origin}: header of {length} bytes in a block of {len(data)}")
+    head = bytes(data[start : start + length])
+    if _brackets(head) > MAX_HEADER_BRACKETS:
+        raise FormatError(f"{origin}: header with {_brackets(head)} brackets, at most {MAX_HEADER_BRACKETS}")
     try:
-        header = json.loads(bytes(data[start : start + length]))
-    except (ValueError, RecursionError) as error:
+        header = json.loads(head)
+    except ValueError as error:
         raise FormatError(f"{origin}: header is not JSON: {error}") from error
     if not isinstance(header, dict) or not isinstance(header.get("streams"), list):
         raise FormatError(f"{origin}: header names no streams")
@@ -112,7 +122,10 @@ def decode_block(data: bytes | memoryview, *, origin: str, stream_limits: Callab
     """
     view = memoryview(data)
     header, offset = _header(view, origin=origin)
-    limits = stream_limits(header)
+    try:
+        limits = stream_limits(header)
+    except FormatError as error:
+        raise FormatError(f"{origin}: {error}") from error
     streams: dict[str, Bytes] = {}
     for entry in header.pop("streams"):
         if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and entry[0] not in streams):
@@ -138,6 +151,6 @@ def _decompress(body: memoryview, raw_bytes: int, *, origin: str) -> bytes:
     try:
         if zstandard.frame_content_size(body) != raw_bytes:
             raise FormatError(f"{origin}: a zstd frame announces other than {raw_bytes} bytes")
-        return _decompressor().decompress(body, max_output_size=raw_bytes)
+        return _decompressor().decompress(body, max_output_size=raw_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"{origin}: zstd: {error}") from error

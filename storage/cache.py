@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from storage.errors import CorruptError, FormatError, MismatchError
 from storage.filesystem import Store
-from storage.hashing import canonical_json
+from storage.hashing import canonical_json, digest
 from storage.parts import Extent, PartRecord, check_extent
 from storage.specs import PartSpec, RequestSpec
 
@@ -45,16 +45,20 @@ class Cache:
         """Return a request by its fingerprint.
 
         Raises:
-            CorruptError: it is missing or does not have this fingerprint.
+            CorruptError: it is missing, does not have this fingerprint, or is of a release this one cannot read.
         """
         name = f"{self.request_folder(fingerprint)}/spec.json"
+        origin = f"{self.store.url}/{name}"
         try:
-            spec = RequestSpec.model_validate_json(self.store.read(name))
-        except (FileNotFoundError, ValueError) as error:
-            raise CorruptError(f"{self.store.url}/{name}: {error}") from error
-        if spec.fingerprint() != fingerprint:
-            raise CorruptError(f"{self.store.url}/{name}: its fingerprint is {spec.fingerprint()}; the file was changed")
-        return spec
+            data = self.store.read(name)
+        except FileNotFoundError as error:
+            raise CorruptError(f"{origin} is missing; run decant label again") from error
+        if digest(data) != fingerprint:
+            raise CorruptError(f"{origin} is damaged (its sha256 is not its folder's name); remove it and run decant label again")
+        try:
+            return RequestSpec.model_validate_json(data)
+        except ValueError as error:
+            raise FormatError(f"{origin}: not a request this release can read: {error}") from error
 
     def record_name(self, part: PartSpec) -> str:
         """Return the name of a part's record."""
@@ -138,7 +142,7 @@ class Cache:
         for name in self.store.names("names"):
             try:
                 found[name.removeprefix("names/").removesuffix(".json")] = str(json.loads(self.store.read(name))["label_set"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise FormatError(f"{self.store.url}/{name}: {error!r}; remove it and run decant label again") from error
         return found
 

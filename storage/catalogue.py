@@ -116,7 +116,8 @@ def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
 def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False, progress: bool = True) -> dict[str, Any]:
     """Verify one label set, or all of a cache."""
     cache = Cache.at(url)
-    ids = sorted(cache.label_set_ids()) if name is None else [LabelSet.open(cache, name_or_id=name).manifest.id]
+    # A name whose label set is gone is found as well.
+    ids = sorted({*cache.label_set_ids(), *cache.names().values()}) if name is None else [LabelSet.open(cache, name_or_id=name).manifest.id]
     if not ids:
         raise CacheError(f"{url} holds no label set; make one with `decant label`")
     reports, problems, lines = [], [], []

@@ -12,6 +12,8 @@ from typing import Any
 
 import xxhash
 
+_SEAL_BYTES = 66
+
 
 def canonical_json(value: Any) -> bytes:
     """Encode JSON data so that equal values give equal bytes.
@@ -30,6 +32,17 @@ def fingerprint(value: Any) -> str:
 def digest(data: bytes | memoryview) -> str:
     """Return the sha256 of bytes, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def seal(body: bytes) -> bytes:
+    """Return bytes followed by their sha256 on a line of its own, so that a reader sees when any were changed or cut off."""
+    return body + b"\n" + digest(body).encode() + b"\n"
+
+
+def unseal(data: bytes) -> bytes | None:
+    """Return the bytes that `seal` was given, or None if `data` is nothing that it returned."""
+    body = data[:-_SEAL_BYTES]
+    return body if seal(body) == data else None
 
 
 def checksum(data: bytes | memoryview) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ DIGEST_STRIDE = 64
 MIN_BLOCK_ROWS = 256
 MAX_BLOCK_ROWS = 4096
 _BLOCK_ENTRIES = 204_800
+_KEY_HASH = re.compile("[0-9a-f]{16}")
 
 
 def block_rows(spec: SoftLabelsSpec) -> int:
@@ -111,8 +113,8 @@ def _checked(header: dict[str, Any]) -> tuple[SoftLabelsSpec, int, int]:
 
 def _limits(header: dict[str, Any]) -> dict[str, int]:
     spec, num_rows, num_samples = _checked(header)
-    digests = 8 * -(-num_samples // DIGEST_STRIDE)
-    return codecs.stream_lengths(num_rows, spec=spec) | {"present": -(-num_samples // 8), "view_digests": digests}
+    present = {"present": -(-num_samples // 8)} if num_rows < num_samples else {}
+    return codecs.stream_lengths(num_rows, spec=spec) | present | {"view_digests": 8 * -(-num_samples // DIGEST_STRIDE)}
 
 
 def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
@@ -136,10 +138,9 @@ def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
         offsets = np.flatnonzero(np.unpackbits(bits, bitorder="little")[:num_samples]).astype(np.int64)
         if len(offsets) != num_rows or len(bits) != -(-num_samples // 8):
             raise FormatError(f"{origin}: {len(offsets)} samples are present, {num_rows} rows are stored")
-    try:
-        key_hash = int(header["key_hash"], 16)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{origin}: key hash {header.get('key_hash')!r}") from error
+    key_hash = header.get("key_hash")
+    if not (isinstance(key_hash, str) and _KEY_HASH.fullmatch(key_hash)):
+        raise FormatError(f"{origin}: key hash {key_hash!r}")
     try:
         soft_labels = codecs.decode(block.streams, num_rows=num_rows, spec=spec)
     except FormatError as error:
@@ -149,7 +150,7 @@ def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
         first_sample=header["first_sample"],
         num_samples=num_samples,
         positions=offsets + header["first_sample"],
-        key_hash=key_hash,
+        key_hash=int(key_hash, 16),
         view_digests=digests[offsets],
         soft_labels=soft_labels,
     )

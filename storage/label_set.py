@@ -11,36 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from storage.cache import Cache
 from storage.errors import CacheError, CorruptError, FormatError, MismatchError
-from storage.hashing import canonical_json, digest, fingerprint
+from storage.hashing import canonical_json, digest, fingerprint, seal, unseal
 from storage.naming import did_you_mean
 from storage.parts import Info, PartRecord, PartStatistics, decode_class_means, encode_class_means
+from storage.parts_table import PARTS_SCHEMA, read_parts_table
 from storage.specs import PartSpec, RequestSpec
 
-_EXTENT = {"offset": pa.int64(), "num_bytes": pa.int64(), "checksum": pa.string()}
-_SCHEMA = pa.schema(
-    {
-        "unit_name": pa.string(),
-        "unit_digest": pa.string(),
-        "num_samples": pa.int64(),
-        "first_view": pa.int32(),
-        "num_views": pa.int32(),
-        "tar_name": pa.string(),
-        "tar_bytes": pa.int64(),
-        "tar_sha256": pa.string(),
-        "samples": pa.struct(_EXTENT),
-        "blocks": pa.list_(
-            pa.struct(
-                _EXTENT | {"view": pa.int32(), "first_sample": pa.int32(), "num_samples": pa.int32(), "num_rows": pa.int32()}
-            )
-        ),
-    }
-)
-
 _BATCH_PARTS = 1024
+_FILE_NAME = r"^[\w-][\w.-]*$"
 
 
 class Manifest(Info):
@@ -50,17 +32,17 @@ class Manifest(Info):
     id: str
     name: str
     request: RequestSpec
-    num_units: int
-    num_samples: int
-    num_views: int
-    num_rows: int
-    num_dead_letters: int
-    num_parts: int
-    parts_bytes: int
-    parts_file: str
+    num_units: int = Field(ge=0)
+    num_samples: int = Field(ge=0)
+    num_views: int = Field(ge=1)
+    num_rows: int = Field(ge=0)
+    num_dead_letters: int = Field(ge=0)
+    num_parts: int = Field(ge=0)
+    parts_bytes: int = Field(ge=0)
+    parts_file: str = Field(pattern=_FILE_NAME)
     """Name of the table of parts; it holds the first digits of `parts_sha256`, so that two writers never mix their files."""
     parts_sha256: str
-    class_means_file: str
+    class_means_file: str = Field(pattern=_FILE_NAME)
     class_means_sha256: str
     classes: tuple[str, ...] | None
     source: dict[str, Any]
@@ -110,24 +92,18 @@ class LabelSet:
         """Open a label set by its full id."""
         folder = f"label_sets/{label_set}"
         origin = f"{cache.store.url}/{folder}"
+        body = unseal(_read(cache, f"{folder}/manifest.json"))
+        if body is None:
+            raise CorruptError(f"{origin}/manifest.json is damaged (its sha256 differs); run decant label again")
         try:
-            data = cache.store.read(f"{folder}/manifest.json")
-            body, _, end = data.rstrip(b"\n").rpartition(b"\n")
-            if digest(body).encode() != end:
-                raise CorruptError(f"{origin}/manifest.json is damaged (its sha256 differs)")
             manifest = Manifest.model_validate_json(body)
-            table = cache.store.read(f"{folder}/{manifest.parts_file}")
-        except FileNotFoundError as error:
-            raise CorruptError(f"{origin}: {error.filename or error} is missing; run decant label again") from error
         except ValidationError as error:
             raise FormatError(f"{origin}/manifest.json: not a manifest this release can read: {error}") from error
         if manifest.id != label_set:
             raise MismatchError(f"{origin}/manifest.json is that of {manifest.id}; the folder was renamed")
-        if digest(table) != manifest.parts_sha256:
-            raise CorruptError(
-                f"{origin}/{manifest.parts_file} is damaged (its sha256 differs from the manifest's); run decant label again"
-            )
-        return cls(cache=cache, manifest=manifest, parts=pq.read_table(io.BytesIO(table)).cast(_SCHEMA))
+        table = _read(cache, f"{folder}/{manifest.parts_file}", sha256=manifest.parts_sha256)
+        parts = read_parts_table(table, num_views=manifest.num_views, origin=f"{origin}/{manifest.parts_file}")
+        return cls(cache=cache, manifest=manifest, parts=parts)
 
     def tar_path(self, tar_name: str) -> str:
         """Return the path of a part's tar in the cache."""
@@ -136,10 +112,21 @@ class LabelSet:
     def class_means(self) -> npt.NDArray[np.float64]:
         """Return float64 [classes], the mean probability of every class over all rows."""
         name = f"{self.folder}/{self.manifest.class_means_file}"
-        data = self.cache.store.read(name)
-        if digest(data) != self.manifest.class_means_sha256:
-            raise CorruptError(f"{self.cache.store.url}/{name} is damaged (its sha256 differs from the manifest's)")
+        data = _read(self.cache, name, sha256=self.manifest.class_means_sha256)
         return decode_class_means(data, origin=f"{self.cache.store.url}/{name}")
+
+
+def _read(cache: Cache, name: str, *, sha256: str | None = None) -> bytes:
+    """Return a file of a label set, which must be there and have the digest its manifest says."""
+    try:
+        data = cache.store.read(name)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{cache.store.url}/{name} is missing; run decant label again") from error
+    if sha256 is not None and digest(data) != sha256:
+        raise CorruptError(
+            f"{cache.store.url}/{name} is damaged (its sha256 differs from the manifest's); run decant label again"
+        )
+    return data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,16 +186,17 @@ def _write_parts(parts: Iterable[tuple[UsedPart, PartRecord]], totals: _Totals) 
         rows.append(_row(used, record))
         totals.statistics = totals.statistics.plus(record.statistics)
         totals.num_rows += sum(block["num_rows"] for block in rows[-1]["blocks"])
-        totals.num_dead_letters += len(record.dead_letters)
+        views = range(used.first_view, used.first_view + used.num_views)
+        totals.num_dead_letters += sum(letter.view is None or letter.view in views for letter in record.dead_letters)
         totals.parts_bytes += record.tar_bytes
         totals.num_parts += 1
         totals.provenance.add(tuple(sorted(record.provenance.items())))
         totals.unit_samples[used.unit_name] = record.num_samples
         if len(rows) == _BATCH_PARTS:
-            yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+            yield pa.RecordBatch.from_pylist(rows, schema=PARTS_SCHEMA)
             rows = []
     if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+        yield pa.RecordBatch.from_pylist(rows, schema=PARTS_SCHEMA)
 
 
 def commit_label_set(
@@ -222,7 +210,7 @@ def commit_label_set(
     classes: tuple[str, ...] | None,
     source: dict[str, Any],
 ) -> LabelSet:
-    """Write a label set over committed parts; the manifest last. If the label set exists already, that one counts.
+    """Write a label set over committed parts; the manifest last. If the label set exists already and is whole, that one counts.
 
     Args:
         identity: `label_set_id` of the parts.
@@ -240,7 +228,7 @@ def commit_label_set(
             yield used, record
 
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd", write_statistics=False) as writer:
+    with pq.ParquetWriter(buffer, PARTS_SCHEMA, compression="zstd", write_statistics=False) as writer:
         for batch in _write_parts(summed(), totals):
             writer.write_batch(batch)
     table = buffer.getvalue()
@@ -267,7 +255,21 @@ def commit_label_set(
     )
     cache.store.write(f"{folder}/{manifest.parts_file}", table)
     cache.store.write(f"{folder}/{manifest.class_means_file}", means)
-    body = canonical_json(manifest.model_dump(mode="json"))
-    cache.store.create(f"{folder}/manifest.json", body + b"\n" + digest(body).encode() + b"\n")
+    sealed = seal(canonical_json(manifest.model_dump(mode="json")))
+    if not cache.store.create(f"{folder}/manifest.json", sealed) and not _stands(cache, manifest):
+        cache.store.write(f"{folder}/manifest.json", sealed)
     cache.point_name(name, label_set=identity)
     return LabelSet.open_id(cache, label_set=identity)
+
+
+def _stands(cache: Cache, manifest: Manifest) -> bool:
+    """Return whether a label set that exists already is whole and names the parts that are committed now.
+
+    It names others when parts were lost and made anew: their bytes may differ on another device.
+    """
+    try:
+        return LabelSet.open_id(cache, label_set=manifest.id).manifest.parts_sha256 == manifest.parts_sha256
+    except FormatError:
+        raise
+    except CorruptError:
+        return False

@@ -18,12 +18,12 @@ from storage.blocks import decode_block, encode_block
 from storage.codecs.columns import pack, unpack
 from storage.codecs.ranked import RankedLabels
 from storage.errors import CorruptError, FormatError
-from storage.hashing import canonical_json, checksum, digest, key_hash
+from storage.hashing import canonical_json, checksum, digest, key_hash, seal, unseal
 from storage.label_blocks import encode_label_block
 from storage.samples import SampleTable, encode_samples
 from storage.specs import PartSpec, SoftLabelsSpec
 
-FORMAT_VERSION = 1
+_REMEDY = "Remove this tar and run decant label again: only its part is computed anew"
 
 
 class Info(BaseModel):
@@ -103,8 +103,7 @@ class PartRecord(Info):
 
     def to_bytes(self) -> bytes:
         """Return the stored form: canonical JSON, then the sha256 of it on a line of its own."""
-        data = canonical_json(self.model_dump(mode="json"))
-        return data + b"\n" + digest(data).encode() + b"\n"
+        return seal(canonical_json(self.model_dump(mode="json")))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, origin: str) -> Self:
@@ -113,9 +112,9 @@ class PartRecord(Info):
         Raises:
             FormatError: damage, another version, or not a part record.
         """
-        body, _, end = data.rstrip(b"\n").rpartition(b"\n")
-        if digest(body).encode() != end:
-            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs)")
+        body = unseal(data)
+        if body is None:
+            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs); remove it and run decant label again")
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
@@ -229,9 +228,12 @@ def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
     block = decode_block(data, origin=origin, stream_limits=_class_mean_limits)
     try:
         planes = [block.streams["logs0"], block.streams["logs1"]]
+        patterns = unpack(planes, count=block.header["num_classes"], num_bits=16)
+    except FormatError as error:
+        raise FormatError(f"{origin}: {error}") from error
     except KeyError as error:
         raise FormatError(f"{origin}: stream {error} is missing") from error
-    logs = unpack(planes, count=block.header["num_classes"], num_bits=16).view(np.float16).astype(np.float64)
+    logs = patterns.view(np.float16).astype(np.float64)
     if np.isnan(logs).any() or (logs > 1e-3).any():
         raise FormatError(f"{origin}: mean class probabilities above 1 or NaN")
     return np.exp(logs)
@@ -244,7 +246,10 @@ def check_extent(data: bytes, extent: Extent, *, origin: str) -> None:
         CorruptError: too few bytes, or another checksum.
     """
     if len(data) != extent.num_bytes:
-        raise CorruptError(f"{origin}: {len(data)} of {extent.num_bytes} bytes at {extent.offset}; the part is truncated")
+        raise CorruptError(
+            f"{origin}: {len(data)} of {extent.num_bytes} bytes at {extent.offset}; the part is truncated. {_REMEDY}"
+        )
     found = f"{checksum(data):016x}"
     if found != extent.checksum:
-        raise CorruptError(f"{origin}: block at {extent.offset} has checksum {found}, committed was {extent.checksum}")
+        problem = f"block at {extent.offset} has checksum {found}, committed was {extent.checksum}"
+        raise CorruptError(f"{origin}: {problem}. {_REMEDY}")

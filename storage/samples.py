@@ -12,6 +12,7 @@ from storage.blocks import MAX_STREAM_BYTES, decode_block, encode_block
 from storage.codecs.columns import pack, unpack
 from storage.errors import FormatError
 from storage.sources.base import NO_LABEL
+from storage.sources.checks import MAX_LABEL
 
 MAX_UNIT_SAMPLES = 1 << 24
 
@@ -30,7 +31,15 @@ class SampleTable:
 
 
 def encode_samples(table: SampleTable) -> bytes:
-    """Return the block of a sample table."""
+    """Return the block of a sample table.
+
+    Raises:
+        FormatError: a label below NO_LABEL or above 2^32 - 2, or a key that holds a zero byte.
+    """
+    if len(table.labels) and not NO_LABEL <= int(table.labels.min()) <= int(table.labels.max()) <= MAX_LABEL:
+        raise FormatError(f"labels from {table.labels.min()} to {table.labels.max()} leave [{NO_LABEL}, {MAX_LABEL}]")
+    if any("\0" in key for key in table.keys):
+        raise FormatError("a key holds a zero byte, which ends keys")
     keys = "\0".join(table.keys).encode()
     labels = (table.labels + 1).astype(np.uint32)
     streams = {"keys": np.frombuffer(keys, dtype=np.uint8)}
@@ -56,6 +65,8 @@ def decode_samples(data: bytes, *, origin: str) -> SampleTable:
     try:
         keys = tuple(block.streams["keys"].tobytes().decode().split("\0")) if num_samples else ()
         labels = unpack([block.streams[f"labels{i}"] for i in range(4)], count=num_samples, num_bits=32)
+    except FormatError as error:
+        raise FormatError(f"{origin}: {error}") from error
     except (KeyError, UnicodeDecodeError) as error:
         raise FormatError(f"{origin}: sample table: {error!r}") from error
     if len(keys) != num_samples:

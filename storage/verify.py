@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from storage.errors import CacheError
+from storage.cache import Cache
+from storage.errors import CacheError, CorruptError
 from storage.hashing import key_hash
 from storage.label_blocks import decode_label_block
 from storage.label_set import LabelSet
-from storage.parts import BlockExtent, Extent, check_extent
-from storage.samples import SampleTable, decode_samples
+from storage.parts import BlockExtent, Extent, PartRecord
+from storage.samples import decode_samples
 
 _CHUNK_BYTES = 1 << 22
 
@@ -35,67 +37,85 @@ def verify(label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[i
     """Check a label set against its manifest, which was checked when it was opened.
 
     Quick: sizes only. Otherwise every part is read once: its sha256, every block's checksum and structure, every distribution,
-    row counts, and key hashes against the part's own sample table.
+    row counts, and key hashes against the part's own sample table; and the request and the part records, which say what need not
+    be computed again.
     """
-    problems: list[str] = []
+    cache, table = label_set.cache, label_set.parts
+    problems = _problems(label_set.class_means)
+    if not quick:
+        problems += _problems(partial(cache.request, label_set.manifest.request.fingerprint()))
     num_blocks = num_rows = num_bytes = 0
-    table = label_set.parts
-    try:
-        label_set.class_means()
-    except (CacheError, FileNotFoundError) as error:
-        problems.append(str(error))
     for index in range(table.num_rows):
         part = {name: table.column(name)[index].as_py() for name in table.column_names}
         path = label_set.tar_path(part["tar_name"])
-        origin = f"{label_set.cache.store.url}/{path}"
         blocks = [BlockExtent(**block) for block in part["blocks"]]
-        try:
-            size = label_set.cache.store.size(path)
-            if size != part["tar_bytes"]:
-                problems.append(f"{origin}: {size} bytes, committed were {part['tar_bytes']}")
-                continue
-            if not quick:
-                _verify_part(label_set, path=path, sha256=part["tar_sha256"], samples=Extent(**part["samples"]), blocks=blocks)
-        except FileNotFoundError:
-            problems.append(f"{origin}: missing")
-        except CacheError as error:
-            problems.append(str(error))
+        if not quick:
+            problems += _problems(partial(_verify_record, cache, path=path, tar_sha256=part["tar_sha256"]))
+        wrong_size = _problems(partial(_verify_size, cache, path=path, num_bytes=part["tar_bytes"]))
+        problems += wrong_size
+        if not quick and not wrong_size:
+            samples = Extent(**part["samples"])
+            problems += _problems(
+                partial(_verify_part, cache, path=path, tar_sha256=part["tar_sha256"], samples=samples, blocks=blocks)
+            )
         num_blocks += len(blocks)
         num_rows += sum(block.num_rows for block in blocks)
         num_bytes += part["tar_bytes"]
         if on_progress is not None:
             on_progress(index + 1, table.num_rows)
-    if num_rows != label_set.manifest.num_rows and not problems:
-        problems.append(f"{label_set.manifest.id}: {num_rows} rows are listed, the manifest says {label_set.manifest.num_rows}")
+    if num_rows != label_set.manifest.num_rows:
+        origin = f"{cache.store.url}/{label_set.folder}/manifest.json"
+        problems.append(f"{origin}: it says {label_set.manifest.num_rows} rows, its parts hold {num_rows}")
     return VerifyReport(
         num_parts=table.num_rows, num_blocks=num_blocks, num_rows=num_rows, num_bytes=num_bytes, problems=tuple(problems)
     )
 
 
-def _verify_part(label_set: LabelSet, *, path: str, sha256: str, samples: Extent, blocks: list[BlockExtent]) -> None:
-    store = label_set.cache.store
+def _problems(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except CacheError as error:
+        return [str(error)]
+    return []
+
+
+def _verify_record(cache: Cache, *, path: str, tar_sha256: str) -> None:
+    name = f"{path.rsplit('.', 2)[0]}.json"
+    origin = f"{cache.store.url}/{name}"
+    try:
+        record = PartRecord.from_bytes(cache.store.read(name), origin=origin)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{origin}: missing") from error
+    if record.tar_sha256 != tar_sha256:
+        raise CorruptError(f"{origin}: it is the record of {record.tar_name}, the label set reads {path}")
+
+
+def _verify_size(cache: Cache, *, path: str, num_bytes: int) -> None:
+    try:
+        size = cache.store.size(path)
+    except FileNotFoundError as error:
+        raise CorruptError(f"{cache.store.url}/{path}: missing") from error
+    if size != num_bytes:
+        raise CorruptError(f"{cache.store.url}/{path}: {size} bytes, committed were {num_bytes}")
+
+
+def _verify_part(cache: Cache, *, path: str, tar_sha256: str, samples: Extent, blocks: list[BlockExtent]) -> None:
+    store = cache.store
     origin = f"{store.url}/{path}"
     hasher = hashlib.sha256()
     start = 0
     while chunk := store.read_range(path, start=start, num_bytes=_CHUNK_BYTES):
         hasher.update(chunk)
         start += len(chunk)
-    if hasher.hexdigest() != sha256:
-        raise CacheError(f"{origin}: sha256 is {hasher.hexdigest()[:16]}, committed was {sha256[:16]}")
-    table = _samples(label_set, path=path, extent=samples)
+    if hasher.hexdigest() != tar_sha256:
+        raise CorruptError(f"{origin}: sha256 is {hasher.hexdigest()[:16]}, committed was {tar_sha256[:16]}")
+    keys = decode_samples(cache.read_extent(path, samples), origin=origin).keys
     for extent in blocks:
-        data = store.read_range(path, start=extent.offset, num_bytes=extent.num_bytes)
-        check_extent(data, extent, origin=origin)
-        block = decode_label_block(data, origin=origin)
-        keys = table.keys[block.first_sample : block.first_sample + block.num_samples]
-        if key_hash(keys) != block.key_hash:
-            raise CacheError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
+        block = decode_label_block(cache.read_extent(path, extent), origin=origin)
+        if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
+            raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
         if (block.view, len(block.soft_labels)) != (extent.view, extent.num_rows):
-            raise CacheError(f"{origin}: the block at {extent.offset} holds {len(block.soft_labels)} rows of view {block.view}")
+            raise CorruptError(f"{origin}: the block at {extent.offset} holds {len(block.soft_labels)} rows of view {block.view}")
         sums = block.soft_labels.probs.sum(axis=1, dtype="f8") + block.soft_labels.rest
         if len(sums) and abs(sums - 1).max() > 1e-4:
-            raise CacheError(f"{origin}: a row of the block at {extent.offset} sums to {sums[abs(sums - 1).argmax()]}")
-
-
-def _samples(label_set: LabelSet, *, path: str, extent: Extent) -> SampleTable:
-    return decode_samples(label_set.cache.read_extent(path, extent), origin=f"{label_set.cache.store.url}/{path}")
+            raise CorruptError(f"{origin}: a row of the block at {extent.offset} sums to {sums[abs(sums - 1).argmax()]}")

@@ -26,8 +26,8 @@ _STUDENT = {
     "kwargs": {"embed_dims": [16, 32, 48, 64], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4], "window_sizes": [4, 4, 4, 4]},
 }
 _TEACHER = {"name": "resnet10t", "num_classes": 10}
-_TEACHER_EPOCHS = 8
-_STUDENT_EPOCHS = 18
+TEACHER_EPOCHS = 8
+STUDENT_EPOCHS = 18
 _VIEWS = {
     "kind": "random_resized_crop",
     "count": 8,
@@ -77,15 +77,15 @@ def _training(folder: Path, *, output: str, epochs: int, student: Mapping[str, A
     }
 
 
-def _write_configs(folder: Path, *, num_train: int) -> dict[str, Path]:
+def write_configs(folder: Path, *, num_train: int) -> dict[str, Path]:
     """Write the experiments of the demo, as anybody would write them, and return their files."""
     pictures = {"kind": "image_folder", "path": str(folder / "pictures/train"), "unit_size": 512}
     # Equal budgets: the student with few labelled pictures sees each of them more often.
     few = max(1, round(num_train * _LABELLED_FRACTION) // 64) * 64
-    hard_epochs = round(_STUDENT_EPOCHS * (num_train // 64) / (few // 64))
-    distilled = _training(folder, output="student-distilled", epochs=_STUDENT_EPOCHS, student=_STUDENT, learning_rate=2e-3)
+    hard_epochs = round(STUDENT_EPOCHS * (num_train // 64) / (few // 64))
+    distilled = _training(folder, output="student-distilled", epochs=STUDENT_EPOCHS, student=_STUDENT, learning_rate=2e-3)
     hard = _training(folder, output="student-hard", epochs=hard_epochs, student=_STUDENT, learning_rate=2e-3)
-    teacher = _training(folder, output="teacher", epochs=_TEACHER_EPOCHS, student=_TEACHER, learning_rate=1e-3)
+    teacher = _training(folder, output="teacher", epochs=TEACHER_EPOCHS, student=_TEACHER, learning_rate=1e-3)
     experiments: dict[str, dict[str, Any]] = {
         "teacher": {
             "name": "digits-teacher",
@@ -141,7 +141,7 @@ def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[st
         raise DecantError(f"{root} holds something that is not a demo; give another --folder")
     shutil.rmtree(root, ignore_errors=True)
     num_train, num_test = write_pictures(root / "pictures")
-    files = _write_configs(root, num_train=num_train)
+    files = write_configs(root, num_train=num_train)
     say(f"1/4 {num_train:,} handwritten digits to learn from, {num_test:,} to test on, in {root / 'pictures'}")
     teacher = command(["train", str(files["teacher"])])
     say(f"2/4 teacher ({_TEACHER['name']}) trained with hard labels: {100 * teacher['top1']:.2f} % right")

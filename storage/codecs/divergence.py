@@ -9,7 +9,7 @@ from storage.codecs.ranked import RankedLabels
 from storage.soft_labels import SoftLabels
 
 _NO_MASS = 1e-30
-"""Less than this adds nothing to a divergence, and may be 0 where it is stored: float32 ends at 1e-45, float16 logs are coarse."""
+"""Less mass adds nothing to a divergence, and what is stored of it may be 0: float32 ends at 1e-45."""
 
 
 def codec_kl(rows: RankedLabels, stored: SoftLabels) -> npt.NDArray[np.float64]:

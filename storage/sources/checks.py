@@ -8,7 +8,8 @@ from storage.errors import SourceError
 from storage.sources.base import NO_LABEL
 from storage.sources.files import open_store, reaching
 
-MAX_LABEL = 2**32 - 1
+MAX_LABEL = 2**32 - 2
+"""A part stores labels plus one in 32 bits."""
 
 
 def load_classes(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -140,12 +140,20 @@ class LabelStream:
                 evicted.close()
         return reader
 
+    def _origin(self, path: str) -> str:
+        return f"{self._label_set.cache.store.url}/{path}"
+
     def _table(self, part: int) -> SampleTable:
         table = self._tables.get(part)
         if table is None:
             cell = self._label_set.parts.column("samples")[part].as_py()
             path = self._label_set.tar_path(self._tar_names[part])
-            table = decode_samples(self._label_set.cache.read_extent(path, Extent(**cell)), origin=path)
+            table = decode_samples(self._label_set.cache.read_extent(path, Extent(**cell)), origin=self._origin(path))
+            num_samples = self._label_set.parts.column("num_samples")[part].as_py()
+            if len(table.keys) != num_samples:
+                raise CorruptError(
+                    f"{self._origin(path)}: its table holds {len(table.keys)} samples, the label set says {num_samples}"
+                )
             self._tables.put(part, table)
         return table
 
@@ -153,10 +161,12 @@ class LabelStream:
         """Return a decoded block of a view, checked against the label set, not joined."""
         place = self._places[view][block_id]
         path = self._label_set.tar_path(self._tar_names[place.part])
-        block = decode_label_block(self._label_set.cache.read_extent(path, place.extent), origin=path)
+        block = decode_label_block(self._label_set.cache.read_extent(path, place.extent), origin=self._origin(path))
         found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
         if found != (view, place.first_sample, place.num_samples, place.num_rows):
-            raise CorruptError(f"{path}: the block at {place.extent.offset} is (view, first sample, samples, rows) {found}")
+            raise CorruptError(
+                f"{self._origin(path)}: the block at {place.extent.offset} is (view, first sample, samples, rows) {found}"
+            )
         return block
 
     def _joined(self, view: int, block_id: int) -> LabelBlock:
@@ -170,10 +180,11 @@ class LabelStream:
             labelled = self._table(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
             equal = [mine == theirs for mine, theirs in zip(labelled, keys, strict=False)]
             differ = equal.index(False) if False in equal else len(equal)
+            there = labelled[differ] if differ < len(labelled) else "others"
             here = keys[differ] if differ < len(keys) else "nothing"
             raise MismatchError(
                 f"unit {self._units[place.part].name!r} does not hold the samples that were labelled: at position "
-                f"{place.first_sample + differ} the labels are of {labelled[differ]!r}, the source holds {here!r}; "
+                f"{place.first_sample + differ} the labels are of {there!r}, the source holds {here!r}; "
                 "restore the source or run decant label on it"
             )
         self._blocks.put((view, block_id), block)

@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from storage.codecs import RankedLabels
 from storage.label_set import LabelSet
 from storage.samples import SampleTable
-from storage.soft_labels import SoftLabels
 from storage.specs import CodecSpec, CompactCodec, ExactCodec, SoftLabelsSpec
 from storage.streams.label_stream import LabelStream
 from student_training.batch import to_targets
+from tests.benchmarks.compare import dense, differing_rows
 from tests.benchmarks.label_sets import LabelledNames, UnitLabels, write_label_set
 from tests.benchmarks.labels import Logits, copies, image_logits, rank, sample_table
 from tests.benchmarks.peers.base import Layout, LayoutRows, check
@@ -56,12 +55,6 @@ class _Size:
 
 _FULL = _Size(num_units=7, copies_per_unit=8, num_passes=9)
 _QUICK = _Size(num_units=2, copies_per_unit=1, num_passes=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Unit:
-    samples: SampleTable
-    logits: Logits
 
 
 def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
@@ -185,30 +178,11 @@ def _check_ours(stream: LabelStream, *, label_set: LabelSet, expected: Sequence[
             found = stream.labels_of(view=view, block_id=block_id).soft_labels
             span = slice(start, start + len(found))
             start += len(found)
-            exact = _dense(rows.class_ids[span], np.exp(rows.log_probs[span].astype(np.float64)))
-            stored = _dense(found.class_ids, found.probs)
-            if isinstance(codec, ExactCodec):
-                # Half a step of float16 in log p, and the sum's rounding.
-                allowed = exact * (1e-3 + 2.0**-11 * -np.log(np.where(exact > 0, exact, 1.0)))
-                right = np.abs(stored - exact) <= allowed
-            else:
-                # Half a step of the grid in sqrt(p); dividing by the sum of all rounded classes moves the large ones by up to as much.
-                right = np.abs(np.sqrt(stored) - np.sqrt(exact)) <= 1.0 / codec.levels
-            if not right.all() or not _sums_to_one(found):
+            exact = dense(rows.class_ids[span], np.exp(rows.log_probs[span].astype(np.float64)), num_classes=_NUM_CLASSES)
+            stored = dense(found.class_ids, found.probs, num_classes=_NUM_CLASSES)
+            levels = codec.levels if isinstance(codec, CompactCodec) else None
+            sums = found.probs.sum(axis=1) + found.rest
+            if differing_rows(stored, exact, levels=levels).any() or np.abs(sums - 1).max() > 1e-5:
                 raise AssertionError(f"decant {codec.kind}: view {view}, block {block_id} differs from what was stored")
         if start != len(rows):
             raise AssertionError(f"decant {codec.kind}: {start} of {len(rows)} rows of view {view} are there")
-
-
-def _dense(class_ids: npt.NDArray[np.integer], probs: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    dense = np.zeros((len(probs), _NUM_CLASSES))
-    # Unused entries hold 0 and may repeat a class: they are written first.
-    order = np.argsort(probs > 0, axis=1, kind="stable")
-    np.put_along_axis(
-        dense, np.take_along_axis(class_ids.astype(np.int64), order, axis=1), np.take_along_axis(probs, order, axis=1), axis=1
-    )
-    return dense
-
-
-def _sums_to_one(found: SoftLabels) -> bool:
-    return bool(np.allclose(found.probs.sum(axis=1) + found.rest, 1, atol=1e-5))

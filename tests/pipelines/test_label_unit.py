@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from pipelines.label_unit import UnitLabeller
 from pipelines.plan import make_plan

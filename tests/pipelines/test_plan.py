@@ -80,9 +80,8 @@ def commit(cache, indexed, views):
     part = PartSpec(request=REQUEST.fingerprint(), unit_digest=indexed.digest, first_view=views[0], num_views=views[1] - views[0])
     table = SampleTable(keys=("a", "b"), labels=np.array([0, 1]))
     writer = PartWriter(part=part, target=REQUEST.target, samples=table)
-    rows = RankedLabels(
-        class_ids=np.zeros((2, 1), np.uint32), log_probs=np.full((2, 1), -0.5, np.float32), log_rest=np.full(2, -1.0, np.float32)
-    )
+    halves = np.full((2, 1), np.log(0.5), np.float32)
+    rows = RankedLabels(class_ids=np.zeros((2, 1), np.uint32), log_probs=halves, log_rest=halves[:, 0])
     for view in range(*views):
         present = np.ones(2, dtype=bool)
         writer.add_rows(rows, view=view, first_sample=0, present=present, view_digests=np.zeros(2, dtype=np.uint64))

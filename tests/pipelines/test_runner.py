@@ -17,13 +17,13 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines.runner import (
     WorkerDiedError,
-    failure_message,
+    failure_of,
     make_pipeline,
     pipeline_options,
     run_pipeline,
     runs_in_this_process,
 )
-from storage.errors import CacheError, ConfigError
+from storage.errors import CacheError, ConfigError, DecantError
 
 
 @pytest.fixture(autouse=True)
@@ -108,20 +108,32 @@ def test_an_error_in_a_worker_is_raised_and_can_be_told_in_a_line():
     _ = pipeline | beam.Create([1]) | "Fail" >> beam.Map(failing)
     with pytest.raises(CacheError) as caught:
         run_pipeline(pipeline)
-    assert failure_message(caught.value) == "the store is full: no space\nleft; make room"
+    told = failure_of(caught.value)
+    assert type(told) is CacheError
+    assert str(told) == "the store is full: no space\nleft; make room"
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "kind", "message"),
     [
-        ("Traceback (most recent call last):\n  File x\nstorage.errors.CacheError: no space; make room [while running 'A/B']", "no space; make room"),
-        ("Traceback\nKeyError: 'a'\n\nDuring handling\n\nValueError: two\nlines\n", "two\nlines"),
-        ("grpc: connection refused", "grpc: connection refused"),
-        ("", "RuntimeError('')"),
+        (
+            "Traceback (most recent call last):\n  File x\nstorage.errors.CacheError: no space; make room [while running 'A/B']\n",
+            CacheError,
+            "no space; make room",
+        ),
+        (
+            "Traceback\nKeyError: 'a'\n\nDuring handling\n\nValueError: two\nlines\n",
+            DecantError,
+            "the pipeline failed: ValueError: two\nlines",
+        ),
+        ("connection refused", DecantError, "the pipeline failed: connection refused"),
+        ("", DecantError, "the pipeline failed: RuntimeError('')"),
     ],
-)  # fmt: skip
-def test_beams_tracebacks_are_cut_to_what_went_wrong(text, message):
-    assert failure_message(RuntimeError(text)) == message
+)
+def test_beams_tracebacks_are_cut_to_what_went_wrong(text, kind, message):
+    told = failure_of(RuntimeError(text))
+    assert type(told) is kind
+    assert str(told) == message
 
 
 def write_pid(_, folder):
@@ -166,7 +178,6 @@ def test_a_killed_worker_ends_the_run_with_a_clear_word(tmp_path):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    before = threading.excepthook
     started = time.monotonic()
     with pytest.raises(
         WorkerDiedError, match=r"a worker process died \(Worker subprocess exited with return code -?\d+\).*--workers"
@@ -174,4 +185,3 @@ def test_a_killed_worker_ends_the_run_with_a_clear_word(tmp_path):
         run_pipeline(pipeline)
     killer.join()
     assert time.monotonic() - started < 30
-    assert threading.excepthook is before
