@@ -8,10 +8,15 @@ from typing import Any
 from tqdm import tqdm
 
 from storage.cache import Cache
-from storage.errors import CacheError
+from storage.errors import CacheError, CorruptError
 from storage.label_set import LabelSet
 from storage.parts import DeadLetter, PartRecord
 from storage.verify import verify
+
+
+def _all_ids(cache: Cache) -> list[str]:
+    """Return the ids of all label sets, also of those that a name still points at but that are gone."""
+    return sorted({*cache.label_set_ids(), *cache.names().values()})
 
 
 def list_cache(url: str) -> dict[str, Any]:
@@ -22,7 +27,7 @@ def list_cache(url: str) -> dict[str, Any]:
         named.setdefault(label_set, []).append(label)
     entries: list[dict[str, Any]] = []
     problems: list[str] = []
-    for label_set in sorted(cache.label_set_ids()):
+    for label_set in _all_ids(cache):
         try:
             manifest = LabelSet.open_id(cache, label_set=label_set).manifest
         except CacheError as error:
@@ -104,20 +109,23 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
 
 
 def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
-    folder = label_set.cache.request_folder(label_set.manifest.request.fingerprint())
+    store = label_set.cache.store
     letters: list[DeadLetter] = []
-    for tar_name in label_set.parts.column("tar_name").to_pylist():
-        name = f"{folder}/{tar_name.rsplit('.', 2)[0]}.json"
-        origin = f"{label_set.cache.store.url}/{name}"
-        letters += PartRecord.from_bytes(label_set.cache.store.read(name), origin=origin).dead_letters
+    for row in label_set.parts.select(["tar_name", "first_view", "num_views"]).to_pylist():
+        name = f"{label_set.tar_path(row['tar_name']).rsplit('.', 2)[0]}.json"
+        try:
+            record = PartRecord.from_bytes(store.read(name), origin=f"{store.url}/{name}")
+        except FileNotFoundError as error:
+            raise CorruptError(f"{store.url}/{name} is missing, and with it the dead letters; run decant label again") from error
+        views = range(row["first_view"], row["first_view"] + row["num_views"])
+        letters += [letter for letter in record.dead_letters if letter.view is None or letter.view in views]
     return letters
 
 
 def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False, progress: bool = True) -> dict[str, Any]:
     """Verify one label set, or all of a cache."""
     cache = Cache.at(url)
-    # A name whose label set is gone is found as well.
-    ids = sorted({*cache.label_set_ids(), *cache.names().values()}) if name is None else [LabelSet.open(cache, name_or_id=name).manifest.id]
+    ids = _all_ids(cache) if name is None else [LabelSet.open(cache, name_or_id=name).manifest.id]
     if not ids:
         raise CacheError(f"{url} holds no label set; make one with `decant label`")
     reports, problems, lines = [], [], []

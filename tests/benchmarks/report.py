@@ -74,7 +74,8 @@ def format_cell(value: Cell) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
+    """Return the lines of a table; columns of figures are set to the right."""
     cells = [list(columns), *([format_cell(value) for value in row] for row in rows)]
     widths = [max(3, *(len(row[index]) for row in cells)) for index in range(len(columns))]
     left = [True, *(all(isinstance(row[index], str | None) for row in rows) for index in range(1, len(columns)))]
@@ -109,9 +110,9 @@ def to_markdown(report: Report) -> str:
         lines += ["**Quick run: too small to measure anything; it only shows that the benchmark works.**", ""]
     lines += [report.method.strip(), ""]
     if report.goals:
-        lines += [*_markdown_table(("goal", "promised", "measured", "verdict"), goal_rows(report.goals)), ""]
+        lines += [*markdown_table(("goal", "promised", "measured", "verdict"), goal_rows(report.goals)), ""]
     for table in report.tables:
-        lines += [f"**{table.title}**", "", *_markdown_table(table.columns, table.rows), ""]
+        lines += [f"**{table.title}**", "", *markdown_table(table.columns, table.rows), ""]
     if report.conditions is not None:
         lines += [f"Conditions: {report.conditions.describe()}; {report.seconds:,.0f} s in all.", ""]
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from tests.storage.rows import SHAPES, make_rows
 NUM_CLASSES = (1, 2, 10, 255, 256, 257, 1000, 1024, 65535, 65536, 65537, 21841, 151936)
 MANY_CLASSES = (2**24, 2**24 + 1, 2**24 + 3, 2**31, 2**31 + 1, 2**31 + 5, 2**32)
 
+
 def examples(count: int) -> settings:
     # Hypothesis objects to one property that runs for several classes; here that is what a contract is.
     return settings(max_examples=count, suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow])
@@ -72,7 +73,9 @@ class CodecContract(ABC):
         """Whether a block without this stream may be another valid block."""
         return False
 
-    def draw_case(self, data: st.DataObject, *, num_classes: int, entries: int | None = None) -> tuple[RankedLabels, SoftLabelsSpec]:
+    def draw_case(
+        self, data: st.DataObject, *, num_classes: int, entries: int | None = None
+    ) -> tuple[RankedLabels, SoftLabelsSpec]:
         most = min(num_classes, 24)
         k = entries or data.draw(st.sampled_from([1, most]) | st.integers(1, most), label="k")
         codec = data.draw(self.codecs(), label="codec")
@@ -129,7 +132,9 @@ class CodecContract(ABC):
         together = codecs.decode(codecs.encode(rows, spec=spec), num_rows=len(rows), spec=spec)
         for row in range(len(rows)):
             alone = RankedLabels(
-                class_ids=rows.class_ids[row : row + 1], log_probs=rows.log_probs[row : row + 1], log_rest=rows.log_rest[row : row + 1]
+                class_ids=rows.class_ids[row : row + 1],
+                log_probs=rows.log_probs[row : row + 1],
+                log_rest=rows.log_rest[row : row + 1],
             )
             found = codecs.decode(codecs.encode(alone, spec=spec), num_rows=1, spec=spec)
             assert np.array_equal(found.densify()[0], together.take(np.array([row])).densify()[0])
@@ -186,9 +191,7 @@ class CodecContract(ABC):
                 codecs.encode(rows, spec=SoftLabelsSpec(num_classes=9, k=3, codec=self.finest()))
 
     def test_rounding_above_zero_is_not_a_positive_log_probability(self):
-        rows = RankedLabels(
-            class_ids=np.uint32([[0]]), log_probs=np.float32([[1e-6]]), log_rest=np.float32([-np.inf])
-        )
+        rows = RankedLabels(class_ids=np.uint32([[0]]), log_probs=np.float32([[1e-6]]), log_rest=np.float32([-np.inf]))
         spec = SoftLabelsSpec(num_classes=3, k=1, codec=self.finest())
         found = codecs.decode(codecs.encode(rows, spec=spec), num_rows=1, spec=spec)
         assert found.probs.tolist() == [[1.0]]

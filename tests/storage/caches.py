@@ -122,8 +122,10 @@ class Labeller:
                 alive = [key for key in keys if not self.dead & {(key, view), (key, None)}]
                 rows = [teacher_row(self.request, key, view) for key in alive]
                 empty = teacher_row(self.request, "", 0)
-                stacked = stack(rows) if rows else RankedLabels(
-                    class_ids=empty.class_ids[:0], log_probs=empty.log_probs[:0], log_rest=empty.log_rest[:0]
+                stacked = (
+                    stack(rows)
+                    if rows
+                    else RankedLabels(class_ids=empty.class_ids[:0], log_probs=empty.log_probs[:0], log_rest=empty.log_rest[:0])
                 )
                 writer.add_rows(
                     stacked,
@@ -156,9 +158,7 @@ class Labeller:
         for indexed in index_source(self.source).units:
             for first in range(0, num_views, views_per_part):
                 views = min(views_per_part, num_views - first)
-                part = PartSpec(
-                    request=self.request.fingerprint(), unit_digest=indexed.digest, first_view=first, num_views=views
-                )
+                part = PartSpec(request=self.request.fingerprint(), unit_digest=indexed.digest, first_view=first, num_views=views)
                 record = self.cache.find_part(part)
                 if record is None:
                     data, made = self.make_part(indexed, first_view=first, num_views=views)

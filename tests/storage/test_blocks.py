@@ -50,7 +50,7 @@ def test_header_and_streams_come_back():
 def test_any_header_and_any_bytes_come_back(header, streams):
     header.pop("streams", None)
     arrays = {name: np.frombuffer(data, dtype=np.uint8) for name, data in streams.items()}
-    block = decode(encode_block(header, arrays), limits={name: 200 for name in streams})
+    block = decode(encode_block(header, arrays), limits=dict.fromkeys(streams, 200))
     assert block.header == header
     assert {name: values.tobytes() for name, values in block.streams.items()} == streams
 

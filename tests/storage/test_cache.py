@@ -156,7 +156,9 @@ def test_a_damaged_or_moved_record_is_refused(labeller, units, tmp_path):
     with pytest.raises(FormatError, match=f"{tmp_path}/cache/{cache.record_name(first)}: the part record is damaged"):
         cache.find_part(first)
     cache.store.write(cache.record_name(first), cache.store.read(cache.record_name(record.part)))
-    with pytest.raises(MismatchError, match=f"{cache.record_name(first)} is the record of {record.part.name}; the file was moved"):
+    with pytest.raises(
+        MismatchError, match=f"{cache.record_name(first)} is the record of {record.part.name}; the file was moved"
+    ):
         cache.find_part(first)
 
 

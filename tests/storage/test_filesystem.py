@@ -91,7 +91,9 @@ def test_a_file_that_does_not_fit_leaves_nothing(tmp_path, how, reason):
     *errors, last = result.stdout.splitlines()
     assert len(errors) == 3
     for error, (doing, name) in zip(errors, [("write", "large"), ("write", "kept"), ("create", "large")], strict=True):
-        assert error.startswith(f"cannot {doing} {folder}/{name}: {reason}; check that the store can be reached, is writable and has space")
+        assert error.startswith(
+            f"cannot {doing} {folder}/{name}: {reason}; check that the store can be reached, is writable and has space"
+        )
         assert "run the same command again" in error
     assert last == "['after', 'kept', 'small'] b'old'"
 
@@ -191,7 +193,9 @@ def test_a_missing_client_names_the_extra_that_brings_it():
 def test_a_bucket_that_is_not_there_is_an_error_with_a_remedy(s3_bucket):
     store = Store(f"s3://{s3_bucket}-not/cache")
     for write in (store.check_writable, lambda: store.write("a/b", b"1"), lambda: store.create("a/b", b"1")):
-        with pytest.raises(CacheError, match=f"cannot (write|create) s3://{s3_bucket}-not/cache/.*check that the store can be reached"):
+        with pytest.raises(
+            CacheError, match=f"cannot (write|create) s3://{s3_bucket}-not/cache/.*check that the store can be reached"
+        ):
             write()
     assert store.names("") == []
 
@@ -233,4 +237,7 @@ def test_stores_in_memory_are_of_one_process():
     url = f"memory://{uuid.uuid4().hex}"
     Store(url).write("file", b"1")
     assert fsspec.filesystem("memory").cat_file(f"{url.removeprefix('memory:/')}/file") == b"1"
-    assert run_python("import sys; from storage.filesystem import Store; print(Store(sys.argv[1]).exists('file'))", url).stdout == "False\n"
+    assert (
+        run_python("import sys; from storage.filesystem import Store; print(Store(sys.argv[1]).exists('file'))", url).stdout
+        == "False\n"
+    )

@@ -203,6 +203,8 @@ def test_other_kinds_of_blocks_are_refused():
 
 
 def test_rows_a_block_covers_follow_from_k():
-    sizes = {k: block_rows(SoftLabelsSpec(num_classes=65535, k=k, codec=ExactCodec())) for k in (1, 10, 50, 100, 300, 1000, 65535)}
+    sizes = {
+        k: block_rows(SoftLabelsSpec(num_classes=65535, k=k, codec=ExactCodec())) for k in (1, 10, 50, 100, 300, 1000, 65535)
+    }
     assert sizes == {1: 4096, 10: 4096, 50: 4096, 100: 2048, 300: 512, 1000: 256, 65535: 256}
     assert all(MIN_BLOCK_ROWS <= size <= MAX_BLOCK_ROWS and size % DIGEST_STRIDE == 0 for size in sizes.values())

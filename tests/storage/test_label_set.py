@@ -42,7 +42,9 @@ def test_a_committed_label_set_opens_again(labeller):
     assert (manifest.num_units, manifest.num_parts, manifest.num_samples, manifest.num_views) == (3, 3, 17, 2)
     assert (manifest.num_rows, manifest.num_dead_letters, manifest.statistics.num_rows) == (31, 2, 31)
     assert manifest.provenance == ({"made": "by hand"},)
-    assert manifest.parts_bytes == sum(len(data) for name, data in read_tree(labeller.cache.store.url).items() if name.endswith(".tar"))
+    assert manifest.parts_bytes == sum(
+        len(data) for name, data in read_tree(labeller.cache.store.url).items() if name.endswith(".tar")
+    )
 
 
 def test_the_table_of_parts_says_where_every_block_lies(labeller):
@@ -305,4 +307,7 @@ def test_what_is_no_table_of_parts_is_refused(data):
 def test_a_label_set_without_parts(labeller):
     label_set = labeller.commit([], name="none", num_views=1)
     assert (label_set.manifest.num_parts, label_set.parts.num_rows) == (0, 0)
-    assert digest(labeller.cache.store.read(f"{label_set.folder}/{label_set.manifest.parts_file}")) == label_set.manifest.parts_sha256
+    assert (
+        digest(labeller.cache.store.read(f"{label_set.folder}/{label_set.manifest.parts_file}"))
+        == label_set.manifest.parts_sha256
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_slices_are_parts_of_the_whole(block_rows, window_blocks, cuts):
     whole = pairs(make(block_rows, window_blocks=window_blocks))
     bounds = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
     order = make(block_rows, window_blocks=window_blocks)
-    pieces = [(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    pieces = list(pairwise(bounds))
     assert [pair for start, stop in pieces for pair in pairs(order, start, stop)] == whole
     # In any order of asking, and by a process that never asked for what lies before.
     assert all(pairs(order, start, stop) == whole[start:stop] for start, stop in reversed(pieces))

@@ -99,10 +99,15 @@ def test_a_record_says_what_its_tar_holds(part):
     ]  # fmt: skip
     table = decode_samples(data[record.samples.offset :][: record.samples.num_bytes], origin="here")
     assert len(table.keys) == record.num_samples == 7
-    assert [(letter.key, letter.position, letter.view) for letter in record.dead_letters] == [("ant/001.jpg", 1, None), ("ant/003.jpg", 3, 1)]
+    assert [(letter.key, letter.position, letter.view) for letter in record.dead_letters] == [
+        ("ant/001.jpg", 1, None),
+        ("ant/003.jpg", 3, 1),
+    ]
     for extent in record.blocks:
         block = decode_label_block(data[extent.offset :][: extent.num_bytes], origin="here")
-        dead = {position for position in (1, 3) if (table.keys[position], None) in DEAD or (table.keys[position], block.view) in DEAD}
+        dead = {
+            position for position in (1, 3) if (table.keys[position], None) in DEAD or (table.keys[position], block.view) in DEAD
+        }
         covered = range(extent.first_sample, extent.first_sample + extent.num_samples)
         assert block.positions.tolist() == [position for position in covered if position not in dead]
 
@@ -201,7 +206,11 @@ def test_class_means_come_back(means):
         ({"kind": "class_means", "num_classes": 0}, {}, "of 0 classes"),
         ({"kind": "class_means", "num_classes": 2**32 + 1}, {}, "of 4294967297 classes"),
         ({"kind": "class_means", "num_classes": 2}, {"logs0": np.zeros(2, np.uint8)}, "stream 'logs1' is missing"),
-        ({"kind": "class_means", "num_classes": 2}, {"logs0": np.zeros(2, np.uint8), "logs1": np.zeros(1, np.uint8)}, "planes of"),
+        (
+            {"kind": "class_means", "num_classes": 2},
+            {"logs0": np.zeros(2, np.uint8), "logs1": np.zeros(1, np.uint8)},
+            "planes of",
+        ),
         ({"kind": "class_means", "num_classes": 1}, {"logs0": np.uint8([1]), "logs1": np.uint8([0xFC])}, "above 1 or NaN"),
         ({"kind": "class_means", "num_classes": 1}, {"logs0": np.uint8([0]), "logs1": np.uint8([0x3C])}, "above 1 or NaN"),
     ],

@@ -61,9 +61,7 @@ def write_tars(folder: Path) -> None:
 def decant(*words: str) -> dict[str, Any]:
     """Run a decant command and return its figures."""
     sys.stderr.write(f"$ decant {' '.join(words)}\n")
-    finished = subprocess.run(
-        [sys.executable, "-m", "decant", *words, "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True
-    )
+    finished = subprocess.run([sys.executable, "-m", "decant", *words, "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     figures: dict[str, Any] = json.loads(finished.stdout)
     return figures
 

@@ -17,7 +17,9 @@ def narrowest(num_bits):
     return np.uint8 if num_bits <= 8 else np.uint16 if num_bits <= 16 else np.uint32
 
 
-@pytest.mark.parametrize("largest", sorted({max(0, 2**power + step) for power in range(33) for step in (-1, 0, 1)} - {2**32, 2**32 + 1}))
+@pytest.mark.parametrize(
+    "largest", sorted({max(0, 2**power + step) for power in range(33) for step in (-1, 0, 1)} - {2**32, 2**32 + 1})
+)
 def test_the_narrowest_width_that_holds_a_value(largest):
     assert bits_needed(largest) == next(width for width in WIDTHS if largest < 2**width)
 

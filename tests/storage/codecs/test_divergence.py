@@ -53,9 +53,7 @@ def test_wrong_probabilities_cost_what_they_say():
 
 def test_certain_rows_have_a_finite_loss():
     # A very sure teacher, or a low generation temperature: log-probabilities far below what float32 probabilities can hold.
-    rows = RankedLabels(
-        class_ids=np.uint32([[0, 1, 2]]), log_probs=np.float32([[0, -103.5, -700]]), log_rest=np.float32([-104])
-    )
+    rows = RankedLabels(class_ids=np.uint32([[0, 1, 2]]), log_probs=np.float32([[0, -103.5, -700]]), log_rest=np.float32([-104]))
     for codec in (ExactCodec(), CompactCodec()):
         spec = SoftLabelsSpec(num_classes=1000, k=3, codec=codec)
         stored = codecs.decode(codecs.encode(rows, spec=spec), num_rows=1, spec=spec)

@@ -32,9 +32,10 @@ class TestContract(CodecContract):
         for stored, log_probs in ((found.probs, rows.log_probs), (found.rest, rows.log_rest)):
             magnitudes = np.abs(log_probs.astype(np.float64))
             held = magnitudes < 80  # float32 holds nothing much smaller
-            assert np.abs(np.log(stored[held].astype(np.float64)) - log_probs[held]).max(initial=0) <= (
-                magnitudes[held].max(initial=0) + np.log(spec.num_classes) + 2
-            ) * 2**-11
+            assert (
+                np.abs(np.log(stored[held].astype(np.float64)) - log_probs[held]).max(initial=0)
+                <= (magnitudes[held].max(initial=0) + np.log(spec.num_classes) + 2) * 2**-11
+            )
             assert (stored[~held] < 1e-34).all()
 
 

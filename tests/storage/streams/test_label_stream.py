@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_shuffled_slices_are_the_rows_asked_for(labeller, label_set, epoch, seed
     keys = np.array(expected_keys(labeller, view=epoch % 2))
     starts = np.cumsum(sizes) - sizes
     bounds = [0, *sorted(min(cut, order.num_rows) for cut in cuts), order.num_rows]
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         if start == stop:
             continue
         block_ids, rows = order.slice(start, stop)
@@ -166,7 +167,9 @@ def test_a_source_that_differs_in_one_key_is_refused_where_it_differs(labeller, 
 
 def test_a_source_without_a_labelled_unit_is_refused(label_set, tmp_path):
     source = open_source(write_pictures(tmp_path, num=16))
-    with pytest.raises(MismatchError, match="'tiny' has labels of unit '00014-00017', which the source does not hold .it holds 3 units"):
+    with pytest.raises(
+        MismatchError, match="'tiny' has labels of unit '00014-00017', which the source does not hold .it holds 3 units"
+    ):
         LabelStream(label_set, source=source)
 
 

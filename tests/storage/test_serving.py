@@ -1,0 +1,104 @@
+"""Whether a label set serves a config: every field that differs is named, with both values."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from storage.config import ExperimentConfig
+from storage.errors import MismatchError
+from storage.serving import check_serves
+from storage.specs import CompactCodec, ExactCodec
+from tests.storage.caches import make_labeller, make_request
+
+VIEWS = {"kind": "random_resized_crop", "count": 2}
+TARGET = {"k": 3, "codec": {"kind": "compact"}, "generation_temperature": 1.0}
+
+
+@pytest.fixture(scope="module")
+def label_set(tmp_path_factory):
+    return make_labeller(tmp_path_factory.mktemp("serving")).label()
+
+
+def config(*, views=VIEWS, target=TARGET):
+    return ExperimentConfig.model_validate_json(json.dumps({"name": "test", "views": views, "target": target}))
+
+
+def problems(label_set, *, sections=None, **options):
+    """Lines of the message between the first and the last."""
+    try:
+        check_serves(label_set, config=config(**options), sections=sections)
+    except MismatchError as error:
+        first, *lines, last = str(error).splitlines()
+        assert first == f"label set 'tiny' ({label_set.manifest.id}) does not serve this config:"
+        assert "Run decant label with this config, or name another label set" in last
+        return [line.strip() for line in lines]
+    return []
+
+
+def test_the_config_of_the_labels_is_served(label_set):
+    assert problems(label_set) == []
+    given = {
+        "size": [8, 8],
+        "scale": [0.08, 1.0],
+        "ratio": [0.75, 4 / 3],
+        "flip_probability": 0.5,
+        "interpolation": "bicubic",
+        "seed": 0,
+    }
+    assert problems(label_set, views={**VIEWS, **given}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"count": 3}, "views.count: the config asks for 3, the label set holds 2"),
+        ({"size": [8, 9]}, "views.size: the config asks for (8, 9), the label set holds (8, 8)"),
+        ({"scale": [0.5, 1.0]}, "views.scale: the config asks for (0.5, 1.0), the label set holds (0.08, 1.0)"),
+        ({"ratio": [1.0, 1.0]}, "views.ratio: the config asks for (1.0, 1.0), the label set holds (0.75, 1.3333333333333333)"),
+        ({"flip_probability": 0.0}, "views.flip_probability: the config asks for 0.0, the label set holds 0.5"),
+        ({"interpolation": "box"}, "views.interpolation: the config asks for 'box', the label set holds 'bicubic'"),
+        ({"seed": 1}, "views.seed: the config asks for 1, the label set holds 0"),
+    ],
+)
+def test_every_field_of_the_views_counts(label_set, changes, said):
+    assert problems(label_set, views={**VIEWS, **changes}) == [said]
+    assert problems(label_set, views={**VIEWS, **changes}, sections={"target"}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"k": 4}, "target.k: the config asks for 4, the label set holds 3"),
+        ({"k": None}, "target.k: the config asks for None, the label set holds 3"),
+        (
+            {"codec": {"kind": "exact"}},
+            f"target.codec: the config asks for {ExactCodec()!r}, the label set holds {CompactCodec()!r}",
+        ),
+        (
+            {"codec": {"kind": "compact", "levels": 100}},
+            f"target.codec: the config asks for {CompactCodec(levels=100)!r}, the label set holds {CompactCodec()!r}",
+        ),
+        ({"generation_temperature": 2.0}, "target.generation_temperature: the config asks for 2.0, the label set holds 1.0"),
+    ],
+)
+def test_every_field_of_the_target_counts(label_set, changes, said):
+    assert problems(label_set, target={**TARGET, **changes}) == [said]
+    assert problems(label_set, target={**TARGET, **changes}, sections={"views"}) == []
+
+
+def test_all_differences_are_said_at_once(label_set):
+    found = problems(label_set, views={**VIEWS, "count": 5, "seed": 9}, target={**TARGET, "k": 1})
+    assert [line.split(":")[0] for line in found] == ["views.count", "views.seed", "target.k"]
+
+
+def test_evaluation_views_and_random_views_do_not_serve_each_other(label_set, tmp_path):
+    found = problems(label_set, views={"kind": "evaluation"})
+    assert found[0] == "views.kind: the config asks for 'evaluation', the label set holds 'random_resized_crop'"
+    assert found[1] == "views.count: the config asks for 1, the label set holds 2"
+    evaluated = make_labeller(tmp_path, request=make_request(num_views=1)).label(num_views=1)
+    assert problems(evaluated, views={"kind": "evaluation"}) == []
+    asked = problems(evaluated, views={**VIEWS, "count": 1})
+    assert asked[0] == "views.kind: the config asks for 'random_resized_crop', the label set holds 'evaluation'"
+    assert "views.scale: the config asks for (0.08, 1.0), the label set holds None" in asked
