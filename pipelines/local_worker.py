@@ -36,6 +36,8 @@ def main() -> None:
     # Beam prints the traceback of every error besides sending it; it is the runner's to tell.
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         sdk_worker_main.main(sys.argv)
+    # Taking the interpreter down while threads of Beam still run can abort, and that would look as if the work had failed.
+    os._exit(0)
 
 
 if __name__ == "__main__":

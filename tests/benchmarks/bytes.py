@@ -31,7 +31,7 @@ _LIMITS = {("exact", 10): 33.0, ("exact", 100): 230.0, ("compact", 10): 20.0, ("
 _KL_LIMITS = {10: 1e-4, 100: 4e-4}
 _KL_ROW_LIMIT = 1e-3
 _QUALITY_LIMIT = 70.0
-_QUICK_SAMPLES = 64
+_QUICK_SAMPLES = 24
 _NUM_COPIES = 8
 
 

@@ -58,7 +58,7 @@ class _Size:
 
 
 _FULL = _Size(model="resnet18", num_pictures=512, unit_size=128, batch_size=32, num_repeats=3, width=500, height=375)
-_QUICK = _Size(model="test_vit", num_pictures=48, unit_size=12, batch_size=4, num_repeats=1, width=200, height=180)
+_QUICK = _Size(model="test_vit", num_pictures=16, unit_size=4, batch_size=4, num_repeats=1, width=200, height=180)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,8 @@ def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
         "by hand, 2 processes, threads": partial(_run_by_hand, setting, num_processes=2, loader_workers=0),
         "by hand, 2 processes, DataLoader": partial(_run_by_hand, setting, num_processes=2, loader_workers=1),
     }
+    if quick:
+        del contestants["by hand, 2 processes, DataLoader"]
     found: dict[str, list[_Measured]] = {name: [] for name in contestants}
     names = list(contestants)
     for repeat in range(size.num_repeats):

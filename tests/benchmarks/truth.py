@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.extraction import extract
+from pipelines.label import plan_run, run_label
 from pipelines.teachers import load_teacher
 from pipelines.teachers.base import Teacher
 from storage.cache import Cache
@@ -30,7 +31,6 @@ from student_training.objective import SparseTargets
 from student_training.plan import plan_training
 from student_training.rendering import Renderer
 from student_training.students import create_student
-from tests.benchmarks.children import decant, write_config
 from tests.benchmarks.pictures import write_folder
 from tests.benchmarks.report import Cell, Goal, Report, Table
 from tests.benchmarks.teachers import write_teacher
@@ -45,7 +45,7 @@ _FLOAT32 = "all classes, in float32"
 _DENSIFIED = f"top-{_K}, read, against densified"
 
 _METHOD = """\
-{num_rows} views rendered by the student side from a label set that `decant label` made (teacher and student: {network} at 32 px with other
+{num_rows} views rendered by the student side from a label set that the labelling pipeline made (teacher and student: {network} at 32 px with other
 random weights; {classes} classes; the pixels are those the teacher saw, by their digests). Compared with the dense loss against the live
 teacher's logits of these views, KL(softmax(t) || softmax(z)): the mean loss over each batch, and its gradient with respect to the student's
 logits and to all of its weights (largest norm of the difference over batches, over the norm). All in float32.
@@ -76,7 +76,7 @@ def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
     for k in (_NUM_CLASSES, _K):
         say(f"labelling {num_pictures} pictures, K={k}")
         config = _config(folder, teacher=teacher_config, k=k, num_pictures=num_pictures)
-        decant("label", str(write_config(folder / f"top-{k}.yaml", config.model_dump(mode="json", exclude={"training"}))))
+        run_label(plan_run(config, progress=False), progress=False)
         teacher, student = load_teacher(config.teacher), _student(config)
         with closing(_batches(config)) as batches:
             for batch in batches:

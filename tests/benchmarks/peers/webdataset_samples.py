@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import webdataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from tests.benchmarks.peers.base import BATCH_ROWS, LabelTensors, LayoutRows, tensors
 
 
-def _tars(folder: Path) -> list[str]:
-    return [str(path) for path in sorted(folder.glob("*.tar"))]
+def _samples(folder: Path, *stages: Callable[[Iterator[Any]], Iterator[Any]]) -> Iterator[Any]:
+    """Yield what webdataset's stages make of the samples of all tars: what `WebDataset` does, but with the files closed."""
+
+    def opened() -> Iterator[dict[str, Any]]:
+        for path in sorted(folder.glob("*.tar")):
+            with path.open("rb") as stream:
+                yield {"url": str(path), "stream": stream}
+
+    return iter(webdataset.DataPipeline(opened, tar_file_expander, group_by_keys, *stages))
 
 
 def _key(key: str) -> str:
@@ -52,8 +60,8 @@ class WebDatasetPairs:
 
     def read(self, folder: Path, *, k: int) -> Iterator[LabelTensors]:
         """Yield batches through webdataset's own pipeline."""
-        dataset = webdataset.WebDataset(_tars(folder), shardshuffle=False).decode().to_tuple("ids.npy", "probs.npy")
-        for ids, probs in dataset.batched(BATCH_ROWS, collation_fn=_stack):
+        batched = webdataset.batched(BATCH_ROWS, collation_fn=_stack)
+        for ids, probs in _samples(folder, webdataset.decode(), webdataset.to_tuple("ids.npy", "probs.npy"), batched):
             yield tensors(ids, probs[:, :k], probs[:, k])
 
 
@@ -69,9 +77,8 @@ class WebDatasetRaw:
 
     def read(self, folder: Path, *, k: int) -> Iterator[LabelTensors]:
         """Yield batches; the bytes of a batch are joined before they become an array."""
-        dataset = webdataset.WebDataset(_tars(folder), shardshuffle=False).to_tuple("labels")
         record = np.dtype([("class_ids", "<u2", (k,)), ("probs", "<f2", (k + 1,))])
-        for joined in dataset.batched(BATCH_ROWS, collation_fn=_join):
+        for joined in _samples(folder, webdataset.to_tuple("labels"), webdataset.batched(BATCH_ROWS, collation_fn=_join)):
             batch = np.frombuffer(joined, dtype=record)
             yield tensors(batch["class_ids"], batch["probs"][:, :k], batch["probs"][:, k])
 
