@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -107,7 +108,12 @@ class LabelSet:
 
     def tar_path(self, tar_name: str) -> str:
         """Return the path of a part's tar in the cache."""
-        return f"{self.cache.request_folder(self.manifest.request.fingerprint())}/{tar_name}"
+        return f"{self._request_folder}/{tar_name}"
+
+    @cached_property
+    def _request_folder(self) -> str:
+        # Asked for with every block that is read; hashing the request anew would take as long as some blocks' decompression.
+        return self.cache.request_folder(self.manifest.request.fingerprint())
 
     def class_means(self) -> npt.NDArray[np.float64]:
         """Return float64 [classes], the mean probability of every class over all rows."""

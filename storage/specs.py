@@ -18,7 +18,7 @@ Size = tuple[Annotated[int, Field(ge=1, le=16384)], Annotated[int, Field(ge=1, l
 class Spec(BaseModel):
     """A frozen, strict description whose fingerprint depends on its fields and nothing else."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that is hashed and stored."""

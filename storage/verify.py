@@ -114,8 +114,9 @@ def _verify_part(cache: Cache, *, path: str, tar_sha256: str, samples: Extent, b
         block = decode_label_block(cache.read_extent(path, extent), origin=origin)
         if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
             raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
-        if (block.view, len(block.soft_labels)) != (extent.view, extent.num_rows):
-            raise CorruptError(f"{origin}: the block at {extent.offset} holds {len(block.soft_labels)} rows of view {block.view}")
+        found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
+        if found != (extent.view, extent.first_sample, extent.num_samples, extent.num_rows):
+            raise CorruptError(f"{origin}: the block at {extent.offset} is (view, first sample, samples, rows) {found}")
         sums = block.soft_labels.probs.sum(axis=1, dtype="f8") + block.soft_labels.rest
         if len(sums) and abs(sums - 1).max() > 1e-4:
             raise CorruptError(f"{origin}: a row of the block at {extent.offset} sums to {sums[abs(sums - 1).argmax()]}")

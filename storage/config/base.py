@@ -6,4 +6,4 @@ from pydantic import BaseModel, ConfigDict
 class Config(BaseModel):
     """A frozen, strict config section; every field carries a description, from which docs/configuration.md is made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

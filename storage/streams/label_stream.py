@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -18,21 +17,11 @@ from storage.samples import SampleTable, decode_samples
 from storage.soft_labels import concatenate
 from storage.sources.base import Source, SourceUnit, UnitReader
 from storage.streams.base import StreamRows
+from storage.streams.block_places import BlockPlaces
 
 _OPEN_UNITS = 64
 K = TypeVar("K")
 V = TypeVar("V")
-
-
-@dataclass(frozen=True, slots=True)
-class _BlockPlace:
-    """Where a block of the stream lies."""
-
-    part: int
-    extent: Extent
-    first_sample: int
-    num_samples: int
-    num_rows: int
 
 
 class _Recent(Generic[K, V]):
@@ -82,32 +71,16 @@ class LabelStream:
                     f"(it holds {len(units)} units); point source at the data that was labelled, with the same unit_size"
                 )
             self._units.append(units[name])
-        self._places = self._index()
         self._reset()
 
-    def _index(self) -> list[list[_BlockPlace]]:
-        places: list[list[_BlockPlace]] = [[] for _ in range(self._label_set.manifest.num_views)]
-        for part, blocks in enumerate(self._label_set.parts.column("blocks").to_pylist()):
-            for block in blocks:
-                places[block["view"]].append(
-                    _BlockPlace(
-                        part=part,
-                        extent=Extent(offset=block["offset"], num_bytes=block["num_bytes"], checksum=block["checksum"]),
-                        first_sample=block["first_sample"],
-                        num_samples=block["num_samples"],
-                        num_rows=block["num_rows"],
-                    )
-                )
-        return places
-
     def _reset(self) -> None:
-        self._tar_names: list[str] = self._label_set.parts.column("tar_name").to_pylist()
+        self._places = BlockPlaces(self._label_set.parts, num_views=self._label_set.manifest.num_views)
         self._blocks: _Recent[tuple[int, int], LabelBlock] = _Recent(self._held_blocks)
         self._readers: _Recent[str, UnitReader] = _Recent(_OPEN_UNITS)
         self._tables: _Recent[int, SampleTable] = _Recent(_OPEN_UNITS)
 
     def __getstate__(self) -> dict[str, Any]:
-        held = {"_blocks", "_readers", "_tables"}
+        held = {"_places", "_blocks", "_readers", "_tables"}
         return {name: value for name, value in self.__dict__.items() if name not in held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -128,7 +101,7 @@ class LabelStream:
 
     def block_rows(self, *, epoch: int) -> npt.NDArray[np.int64]:
         """Return int64 [blocks], the rows of each block of the epoch's view."""
-        return np.array([place.num_rows for place in self._places[self._view(epoch)]], dtype=np.int64)
+        return self._places.rows(view=self._view(epoch))
 
     def _reader(self, part: int) -> UnitReader:
         unit = self._units[part]
@@ -140,6 +113,9 @@ class LabelStream:
                 evicted.close()
         return reader
 
+    def _tar_path(self, part: int) -> str:
+        return self._label_set.tar_path(self._label_set.parts.column("tar_name")[part].as_py())
+
     def _origin(self, path: str) -> str:
         return f"{self._label_set.cache.store.url}/{path}"
 
@@ -147,7 +123,7 @@ class LabelStream:
         table = self._tables.get(part)
         if table is None:
             cell = self._label_set.parts.column("samples")[part].as_py()
-            path = self._label_set.tar_path(self._tar_names[part])
+            path = self._tar_path(part)
             table = decode_samples(self._label_set.cache.read_extent(path, Extent(**cell)), origin=self._origin(path))
             num_samples = self._label_set.parts.column("num_samples")[part].as_py()
             if len(table.keys) != num_samples:
@@ -159,8 +135,8 @@ class LabelStream:
 
     def labels_of(self, *, view: int, block_id: int) -> LabelBlock:
         """Return a decoded block of a view, checked against the label set, not joined."""
-        place = self._places[view][block_id]
-        path = self._label_set.tar_path(self._tar_names[place.part])
+        place = self._places.place(view=view, block_id=block_id)
+        path = self._tar_path(place.part)
         block = decode_label_block(self._label_set.cache.read_extent(path, place.extent), origin=self._origin(path))
         found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
         if found != (view, place.first_sample, place.num_samples, place.num_rows):
@@ -173,7 +149,7 @@ class LabelStream:
         block = self._blocks.get((view, block_id))
         if block is not None:
             return block
-        place = self._places[view][block_id]
+        place = self._places.place(view=view, block_id=block_id)
         block = self.labels_of(view=view, block_id=block_id)
         keys = self._reader(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
         if len(keys) != place.num_samples or key_hash(keys) != block.key_hash:
@@ -202,7 +178,7 @@ class LabelStream:
         for index, block_id in enumerate(unique.tolist()):
             asked = order[bounds[index] : bounds[index + 1]]
             block = self._joined(view, block_id)
-            part = self._places[view][block_id].part
+            part = self._places.part(view=view, block_id=block_id)
             reader, table = self._reader(part), self._table(part)
             chosen = rows[asked]
             positions = block.positions[chosen]

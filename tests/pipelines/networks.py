@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 PREPROCESSING = {"input_size": (3, 16, 16), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "crop_pct": 1.0}
 RAISE_COLOUR = (255, 0, 0)
 NAN_COLOUR = (0, 255, 0)
+DRIFT = "DECANT_TEST_DRIFT"
+"""Environment variable that makes the same network give slightly other logits, as another device does."""
 
 
 class ColourNetwork(torch.nn.Module):
@@ -26,7 +29,7 @@ class ColourNetwork(torch.nn.Module):
     def forward(self, inputs):
         if self.seconds_per_batch:
             time.sleep(self.seconds_per_batch)
-        logits = self.head(inputs.flatten(1))
+        logits = self.head(inputs.flatten(1)) * float(os.environ.get(DRIFT, "1"))
         if _edge_is(inputs, RAISE_COLOUR).any():
             raise RuntimeError("this picture is one too many")
         return torch.where(_edge_is(inputs, NAN_COLOUR)[:, None], torch.nan, logits)

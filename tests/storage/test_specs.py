@@ -53,6 +53,7 @@ def test_requests_come_back_from_json():
         ({"num_classes": 10, "k": 0, "codec": ExactCodec()}, "k"),
         ({"num_classes": 70_000, "k": 65_536, "codec": ExactCodec()}, "k"),
         ({"num_classes": 10, "k": 3, "codec": ExactCodec(), "generation_temperature": 0.0}, "generation_temperature"),
+        ({"num_classes": 10, "k": 3, "codec": ExactCodec(), "generation_temperature": float("inf")}, "generation_temperature"),
         ({"num_classes": 10, "k": "3", "codec": ExactCodec()}, "k"),
         ({"num_classes": 10, "k": 3, "codec": ExactCodec(), "extra": 1}, "extra"),
     ],

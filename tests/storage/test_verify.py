@@ -12,8 +12,9 @@ import pytest
 from storage.cache import Cache
 from storage.catalogue import verify_label_sets
 from storage.errors import CacheError, DecantError
-from storage.hashing import canonical_json, seal, unseal
+from storage.hashing import canonical_json, key_hash, seal, unseal
 from storage.label_set import LabelSet
+from storage.parts import PartWriter
 from storage.streams.label_stream import LabelStream
 from storage.verify import verify
 from tests.storage.caches import make_labeller, make_request, read_tree, stored_row
@@ -192,6 +193,35 @@ def test_a_part_whose_record_says_otherwise_is_found(cache, labeller):
     cache.store.write(record, cache.store.read(other))
     (problem,) = problems_of(cache)
     assert problem.startswith(f"{cache.store.url}/{record}: it is the record of ")
+
+
+@pytest.mark.parametrize("field", ["view", "first_sample", "num_samples", "num_rows"])
+def test_blocks_that_are_not_what_the_table_says_are_found(tmp_path, monkeypatch, field):
+    # A faulty writer: every checksum is right.
+    original = PartWriter.add_rows
+
+    def add_rows(self, rows, **options):
+        data = original(self, rows, **options)
+        value = getattr(self._blocks[-1], field)
+        self._blocks[-1] = self._blocks[-1].model_copy(update={field: 1 - value if field == "view" else value + 1})
+        return data
+
+    monkeypatch.setattr(PartWriter, "add_rows", add_rows)
+    labeller = make_labeller(tmp_path, dead=DEAD)
+    problems = verify(labeller.label()).problems
+    assert len(problems) == 3
+    assert all("(view, first sample, samples, rows) (0, 0, " in problem for problem in problems)
+
+
+def test_blocks_of_other_samples_than_the_parts_table_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("storage.parts.key_hash", lambda keys: key_hash([*keys, "one more"]))
+    labeller = make_labeller(tmp_path)
+    label_set = labeller.label()
+    problems = verify(label_set).problems
+    assert len(problems) == 3
+    assert all("is of other samples than the part's table" in problem for problem in problems)
+    with pytest.raises(DecantError, match="does not hold the samples that were labelled: .*'others'"):
+        read_all(LabelStream(label_set, source=labeller.source))
 
 
 def kind_of(name):

@@ -1,0 +1,464 @@
+"""Everything that is wrong is said before work starts, or costs a row and is listed; good samples are labelled either way."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from storage.cache import Cache
+from storage.label_blocks import decode_label_block
+from storage.label_set import LabelSet
+from storage.parts import BlockExtent, Extent
+from storage.samples import decode_samples
+from tests.pipelines.networks import NAN_COLOUR, RAISE_COLOUR
+from tests.pipelines.support import (
+    ROOT,
+    bomb,
+    colour_teacher,
+    experiment,
+    folder_source,
+    picture,
+    plain,
+    run_decant,
+    shard_bytes,
+    tar_bytes,
+    timm_teacher,
+    write_config,
+    write_folder,
+)
+
+
+@pytest.fixture
+def made(tmp_path, pictures):
+    """Write a config whose parts can be changed; the cache is `tmp_path/cache`."""
+
+    def make(**changes):
+        data = {"cache": tmp_path / "cache", "source": folder_source(pictures), "teacher": colour_teacher(), **changes}
+        return write_config(tmp_path / "config.json", experiment(**data))
+
+    return make
+
+
+def labelled_rows(cache, name="tiny"):
+    """(key, view) of every row of a label set."""
+    label_set = LabelSet.open(Cache.at(str(cache)), name_or_id=name)
+    rows = []
+    for part in label_set.parts.to_pylist():
+        path = label_set.tar_path(part["tar_name"])
+        keys = decode_samples(label_set.cache.read_extent(path, Extent(**part["samples"])), origin=path).keys
+        for block in part["blocks"]:
+            decoded = decode_label_block(label_set.cache.read_extent(path, BlockExtent(**block)), origin=path)
+            rows += [(keys[position], decoded.view) for position in decoded.positions]
+    return sorted(rows)
+
+
+def refuse(ended, *, status, saying):
+    """A clear error: one status, no label set, a message that names what is wrong."""
+    assert ended.status == status, ended
+    for words in saying:
+        assert words in ended.err
+    assert ended.err.startswith("decant: ")
+
+
+# Samples
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """A copy of the pictures, among them bad ones; keys, stages and reasons of the bad ones."""
+    folder = write_folder(tmp_path / "spoilt")
+    good = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.png"))
+    bad = {
+        "blue/zero.png": (b"", "decode", "the picture is empty (0 bytes)"),
+        "blue/text.jpg": (b"<!DOCTYPE html>", "decode", "not an image"),
+        "green/truncated.png": (picture(1, 1)[:-300], "decode", "truncated or damaged"),
+        "green/header.jpg": (b"\xff\xd8\xff\xe0", "decode", "truncated or damaged"),
+        "red/bomb.png": (bomb(), "decode", "60000 x 60000 pixels exceed the limit of 178956970 (decompression bomb?)"),
+        "red/link.png": (None, "read", "the file cannot be read: FileNotFoundError"),
+    }
+    for key, (data, _, _) in bad.items():
+        if data is None:
+            (folder / key).symlink_to("nowhere.png")
+        else:
+            (folder / key).write_bytes(data)
+    return folder, good, bad
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.integration)])
+def test_bad_samples_are_listed_with_key_stage_and_reason_and_all_others_are_labelled(command, made, tmp_path, spoilt, workers):
+    folder, good, bad = spoilt
+    config = made(source=folder_source(folder), generation={"dead_letter_limit": 0.5, "workers": workers})
+    report = command("label", config, "--json").json
+    assert (report["num_samples"], report["num_dead_letters"]) == (len(good) + len(bad), len(bad))
+    assert labelled_rows(tmp_path / "cache") == sorted((key, view) for key in good for view in range(2))
+    shown = command("cache", "show", tmp_path / "cache", "tiny", "--dead-letters", "--json").json["dead_letters"]
+    assert {letter["key"]: letter["stage"] for letter in shown} == {key: stage for key, (_, stage, _) in bad.items()}
+    for letter in shown:
+        assert bad[letter["key"]][2] in letter["reason"]
+        assert letter["view"] is None
+    text = command("cache", "show", tmp_path / "cache", "tiny", "--dead-letters").out
+    assert "dead letter    red/bomb.png at 4, all views, decode: 60000 x 60000 pixels exceed the limit" in text
+    assert command("cache", "verify", tmp_path / "cache").status == 0
+
+
+def test_too_many_bad_samples_end_the_run_but_keep_what_was_computed(command, made, tmp_path, spoilt):
+    folder, good, bad = spoilt
+    ended = command("label", made(source=folder_source(folder)))
+    refuse(
+        ended,
+        status=1,
+        saying=[
+            f"{2 * len(bad)} of {2 * len(good + list(bad))} rows have no label, more than generation.dead_letter_limit 0.01 allows",
+            "no label set was made, what was computed is kept",
+            "blue/text.jpg: decode: not an image",
+            "... and 1 more",
+            "Mend or remove these samples, or raise the limit, and run the same command again",
+        ],
+    )
+    assert list(Cache.at(str(tmp_path / "cache")).label_set_ids()) == []
+    raised = command("label", made(source=folder_source(folder)), "--set", "generation.dead_letter_limit=0.5", "--json").json
+    assert raised["num_computed_rows"] == 0
+    assert len(labelled_rows(tmp_path / "cache")) == 2 * len(good)
+
+
+def test_the_limit_counts_rows_and_is_met_exactly(command, made, tmp_path):
+    folder = write_folder(tmp_path / "pictures", per_class=4)
+    (folder / "red" / "000.png").write_bytes(b"bad")
+    config = made(source=folder_source(folder, unit_size=5))
+    assert command("label", config, "--set", f"generation.dead_letter_limit={1 / 12 - 1e-6}").status == 1
+    assert command("label", config, "--set", f"generation.dead_letter_limit={1 / 12 + 1e-6}").status == 0
+
+
+def test_a_source_of_nothing_but_bad_pictures_gives_an_empty_label_set_if_that_is_allowed(command, made, tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "a").mkdir(parents=True)
+    for number in range(5):
+        (folder / "a" / f"{number}.png").write_bytes(b"bad")
+    config = made(source=folder_source(folder), generation={"dead_letter_limit": 1.0})
+    report = command("label", config, "--json").json
+    assert (report["num_rows"], report["num_dead_letters"], report["teacher_rows_per_second"]) == (0, 5, None)
+    assert command("label", config, "--set", "views.seed=1").status == 0
+    assert command("cache", "verify", tmp_path / "cache").status == 0
+
+
+def test_pictures_on_which_the_teacher_fails_are_listed_by_view(command, made, tmp_path):
+    folder = write_folder(tmp_path / "pictures", per_class=4)
+    (folder / "red" / "001.png").write_bytes(plain(NAN_COLOUR))
+    (folder / "red" / "002.png").write_bytes(plain(RAISE_COLOUR))
+    config = made(source=folder_source(folder), generation={"dead_letter_limit": 0.5})
+    assert command("label", config, "--json").json["num_dead_letters"] == 4
+    shown = command("cache", "show", tmp_path / "cache", "tiny", "--dead-letters", "--json").json["dead_letters"]
+    assert {(letter["key"], letter["view"], letter["stage"], letter["reason"]) for letter in shown} == {
+        *(("red/001.png", view, "teacher", "the teacher's logits hold NaN or infinity") for view in range(2)),
+        *(("red/002.png", view, "teacher", "this picture is one too many") for view in range(2)),
+    }
+    assert len(labelled_rows(tmp_path / "cache")) == 20
+
+
+def test_samples_of_a_shard_without_picture_or_label_are_listed(command, made, tmp_path):
+    members = [("a.png", picture(0, 0)), ("a.cls", b"0"), ("b.cls", b"1"), ("c.png", picture(1, 1)), ("d.png", picture(1, 2))]
+    (tmp_path / "a.tar").write_bytes(tar_bytes([*members, ("d.cls", b"one")]))
+    source = {"kind": "webdataset", "path": str(tmp_path / "a.tar")}
+    assert command("label", made(source=source, generation={"dead_letter_limit": 0.9}), "--json").json["num_dead_letters"] == 3
+    shown = command("cache", "show", tmp_path / "cache", "tiny", "--dead-letters", "--json").json["dead_letters"]
+    assert {letter["key"]: letter["stage"] for letter in shown} == {"b": "read", "c": "read", "d": "read"}
+
+
+# Sources
+
+
+def test_a_shard_that_says_a_key_twice_is_refused(command, made, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tar").write_bytes(shard_bytes(range(3)))
+    ended = command("label", made(source={"kind": "webdataset", "path": str(tmp_path / "*.tar")}))
+    refuse(ended, status=1, saying=["key '000000' occurs twice: unit 'a.tar', position 0, and unit 'b.tar', position 0"])
+    assert not (tmp_path / "cache" / "requests").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "saying"),
+    [
+        (shard_bytes(range(4))[:3000], "truncated"),
+        (b"", "truncated or damaged, or no tar"),
+        (b"\x1f\x8b" + b"\0" * 600, "is compressed (gzip)"),
+        (tar_bytes([("README", b"hello")]), "none named as WebDataset names them"),
+        (tar_bytes([("a.txt", b"hello"), ("a.cls", b"0")]), "name the picture's extension in source.image_fields"),
+    ],
+)
+def test_a_shard_that_is_none_is_refused(command, made, tmp_path, content, saying):
+    (tmp_path / "a.tar").write_bytes(content)
+    ended = command("label", made(source={"kind": "webdataset", "path": str(tmp_path / "a.tar")}))
+    refuse(ended, status=1, saying=[f"{tmp_path}/a.tar", saying])
+
+
+@pytest.mark.parametrize(
+    ("source", "saying"),
+    [
+        ({"kind": "image_folder", "path": "/nowhere/at/all"}, "cannot list /nowhere/at/all: it does not exist"),
+        ({"kind": "webdataset", "path": "/nowhere/*.tar"}, "/nowhere"),
+        ({"kind": "parquet", "path": "/nowhere/train.parquet"}, "/nowhere/train.parquet"),
+        ({"kind": "image_folder", "path": "nothing://here"}, "nothing://here cannot be reached"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(command, made, source, saying):
+    refuse(command("label", made(source=source)), status=1, saying=[saying])
+
+
+@pytest.mark.parametrize(
+    ("classes", "status", "saying"),
+    [
+        (["blue", "green"], 1, "class folder 'red'"),
+        (["blue", "green", "red", "violet"], 2, "the source has 4 classes, the teacher 3 outputs"),
+        (["blue", "blue", "red"], 1, "'blue' stands for labels 0 and 1"),
+        ("/nowhere/classes.txt", 1, "cannot read class names from /nowhere/classes.txt"),
+    ],
+)
+def test_a_class_list_that_does_not_match_is_refused(command, made, pictures, classes, status, saying):
+    ended = command("label", made(source=folder_source(pictures, classes=classes)))
+    refuse(ended, status=status, saying=[saying])
+
+
+def test_a_teacher_with_the_same_classes_in_another_order_is_refused(command, made):
+    ended = command("label", made(teacher=colour_teacher(class_names=["green", "blue", "red"])))
+    refuse(ended, status=2, saying=["class 0 is 'blue' in the source and 'green' in the teacher"])
+
+
+# The source changes while it is labelled
+
+
+@pytest.mark.parametrize("change", ["vanishes", "is overwritten"])
+def test_a_file_that_changes_mid_run_costs_its_unit_and_the_next_run_labels_it(command, made, tmp_path, change):
+    folder = write_folder(tmp_path / "pictures")
+    log = tmp_path / "loads.log"
+    config = made(
+        source=folder_source(folder, unit_size=4),
+        teacher=colour_teacher(seconds_per_batch=0.1, log=str(log)),
+        generation={"dead_letter_limit": 0.5},
+    )
+    victim = folder / "red" / "007.png"
+
+    def disturb():
+        while not list((tmp_path / "cache").glob("requests/*/*.v*.json")):
+            time.sleep(0.005)
+        if change == "vanishes":
+            victim.unlink()
+        else:
+            victim.write_bytes(picture(0, 99))
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    ended = command("label", config)
+    thread.join()
+    refuse(
+        ended,
+        status=1,
+        saying=[
+            "1 units could not be labelled; all others are committed",
+            "changed since it was indexed",
+            "Run decant label again",
+        ],
+    )
+    assert ("'red/007.png': the file cannot be read" in ended.err) == (change == "vanishes")
+    again = command("label", config, "--json").json
+    assert again["num_computed_rows"] == (2 * 3 if change == "vanishes" else 2 * 4)
+    assert again["num_dead_letters"] == 0
+
+
+# Teachers
+
+
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [
+        ({"checkpoint": "/nowhere/teacher.safetensors"}, "teacher.checkpoint /nowhere/teacher.safetensors does not exist"),
+        ({"num_classes": 4}, "Likely the number of classes: set teacher.num_classes: 3"),
+        ({"kwargs": {"img_size": 16, "patch_size": 4, "depth": 1}}, "of another shape"),
+        ({"name": "test_vitt"}, "timm has no model 'test_vitt'. Did you mean 'test_vit'?"),
+        ({"device": "gpu"}, "teacher.device 'gpu' is not known"),
+        ({"kwargs": {"img_size": 16, "patch_size": 8, "depth": 1, "colour": 1}}, "timm cannot build test_vit"),
+    ],
+)
+def test_a_teacher_that_cannot_be_loaded_is_refused(command, made, tmp_path, checkpoint, change, saying):
+    ended = command("label", made(teacher={**timm_teacher(checkpoint), **change}))
+    refuse(ended, status=1, saying=[saying])
+    assert not (tmp_path / "cache" / "requests").exists()
+
+
+def test_a_checkpoint_that_is_none_is_refused(command, made, tmp_path):
+    for content in (b"", b"not a checkpoint"):
+        path = tmp_path / "teacher.safetensors"
+        path.write_bytes(content)
+        refuse(command("label", made(teacher=timm_teacher(path))), status=1, saying=[f"teacher.checkpoint {path} cannot be read"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_an_error_and_no_slow_run(command, made, checkpoint):
+    data = timm_teacher(checkpoint)
+    for _ in range(2):
+        refuse(command("label", made(teacher={**data, "device": "cuda"})), status=1, saying=["teacher.device is cuda but", "cpu"])
+        # What is known of the teacher by then must not hide that its device is missing.
+        command("plan", made(teacher=data))
+
+
+def test_a_checkpoint_that_is_gone_when_work_starts_is_an_error(command, made, tmp_path, checkpoint):
+    moved = shutil.copy(checkpoint, tmp_path / "moved.safetensors")
+    config = made(teacher=timm_teacher(moved))
+    command("plan", config)
+    Path(moved).unlink()
+    refuse(command("label", config), status=1, saying=["moved.safetensors does not exist"])
+
+
+def test_a_teacher_that_fails_on_everything_stops_the_run(command, made):
+    teacher = {"kind": "factory", "name": "tests.pipelines.networks:broken_after_loading", "device": "cpu"}
+    refuse(
+        command("label", made(teacher=teacher)), status=1, saying=["fails on every sample of a batch", "no kernel for this batch"]
+    )
+
+
+def test_k_larger_than_the_number_of_classes_is_refused(command, made):
+    ended = command("label", made(target={"k": 4}))
+    refuse(ended, status=2, saying=["target.k: 4 is larger than the teacher's 3 classes; give at most 3"])
+
+
+# Configs
+
+
+@pytest.mark.parametrize(
+    ("override", "saying"),
+    [
+        ("generation.batchsize=3", "generation.batchsize"),
+        ("generation.batch_size=many", "generation.batch_size"),
+        ("generation.batch_size=0", "generation.batch_size"),
+        ("views.scale=[0.9, 0.1]", "scale [0.9, 0.1] is no range of area shares"),
+        ("views.ratio=[2, 1]", "ratio [2.0, 1.0] is no range of aspect ratios"),
+        ("target={k: null, codec: {kind: exact}}", "k: null needs the compact codec"),
+        ("source=null", "source: is needed to label"),
+        ("cache=null", "cache: is needed to label"),
+        ("name=../elsewhere", "name"),
+    ],
+)
+def test_a_wrong_config_ends_with_status_2(command, made, tmp_path, override, saying):
+    refuse(command("label", made(), "--set", override), status=2, saying=[saying])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_config_that_is_not_there_ends_with_status_2(command, tmp_path):
+    refuse(command("label", tmp_path / "no.yaml"), status=2, saying=["there is no such config file"])
+
+
+# Stores
+
+
+def test_a_cache_below_a_file_is_refused(command, made, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for cache in (tmp_path / "file", tmp_path / "file" / "cache"):
+        refuse(command("label", made(cache=cache)), status=1, saying=[f"cannot write {cache}/", "check that the store"])
+
+
+@contextmanager
+def mounted(folder, *options):
+    """A small file system of its own, where this process may mount one."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_read_only_cache_is_refused(command, made, tmp_path):
+    with mounted(tmp_path / "readonly", "-o", "ro") as folder:
+        ended = command("label", made(cache=folder / "cache"))
+    refuse(ended, status=1, saying=["cannot write", "Read-only file system", "is writable"])
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.integration)])
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_space(command, made, tmp_path, workers):
+    with mounted(tmp_path / "small", "-o", "size=96k") as folder:
+        config = made(cache=folder / "cache", source=folder_source(write_folder(tmp_path / "pictures"), unit_size=2))
+        ended = command("label", config, "--workers", workers)
+        refuse(ended, status=1, saying=["cannot write", "No space left on device", "run the same command again to go on"])
+        assert ended.err.count("\n") == 1
+        subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
+        report = command("label", config, "--workers", workers, "--json").json
+        assert 0 < report["num_computed_rows"] < report["num_rows"] == 48
+        assert command("cache", "verify", folder / "cache").status == 0
+
+
+@pytest.mark.integration
+def test_a_quota_on_files_is_said(made):
+    """Where nothing can be mounted: a limit on the size of any file this process writes."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    status, _, errors = run_decant("label", made(), preexec_fn=limit)
+    assert status == 1
+    assert errors.startswith("decant: cannot write")
+    assert "File too large" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_store_that_does_not_answer_is_said_within_seconds(made, monkeypatch, command):
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    started = time.monotonic()
+    for change in ({"cache": "s3://bucket/cache"}, {"source": {"kind": "webdataset", "path": "s3://bucket/{0..1}.tar"}}):
+        ended = command("label", made(**change))
+        refuse(ended, status=1, saying=["s3://bucket/", "127.0.0.1:9", "check"])
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.s3
+def test_a_bucket_that_does_not_exist_is_said(command, made, s3_bucket):
+    refuse(command("label", made(cache="s3://no-such-bucket/cache")), status=1, saying=["cannot write s3://no-such-bucket/cache"])
+    source = {"kind": "webdataset", "path": "s3://no-such-bucket/*.tar"}
+    refuse(command("label", made(source=source)), status=1, saying=["s3://no-such-bucket"])
+
+
+# Installations
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("missing", "words", "saying"),
+    [
+        ("apache_beam", ["label"], "pip install 'decant[label]'"),
+        ("apache_beam", ["plan"], "pip install 'decant[label]'"),
+        ("s3fs", ["label", "--set", "cache=s3://bucket/cache"], "pip install 'decant[s3]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(made, missing, words, saying):
+    code = f"import sys; sys.modules[{missing!r}] = None; import decant; sys.exit(decant.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, words[0], made(), *words[1:]],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert saying in done.stderr
+    assert missing in done.stderr
+    assert "Traceback" not in done.stderr
