@@ -134,7 +134,7 @@ class PartWriter:
     _samples: Extent | None = None
 
     def __post_init__(self) -> None:
-        self._samples = self._add("samples", encode_samples(self.samples))
+        self._samples = self._add("keys.samples", encode_samples(self.samples))
 
     def _add(self, name: str, data: bytes) -> Extent:
         header = tar.member_header(f"{self.part.name.replace('.', '-')}-{name}", num_bytes=len(data))
@@ -184,7 +184,7 @@ class PartWriter:
             class_means: [classes], mean probability of every class over the rows.
         """
         assert self._samples is not None
-        means = self._add("class_means", encode_class_means(class_means))
+        means = self._add("means.class_means", encode_class_means(class_means))
         data = b"".join([*self._pieces, tar.END_OF_ARCHIVE])
         tar_sha256 = digest(data)
         record = PartRecord(

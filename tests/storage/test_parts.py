@@ -48,7 +48,7 @@ def stem(record):
 
 def names(record):
     blocks = [f"v{view:05d}-{first:08d}.soft_labels" for view in range(2) for first in (0, 4)]
-    return [f"{stem(record)}-{name}" for name in ("samples", *blocks, "class_means")]
+    return [f"{stem(record)}-{name}" for name in ("keys.samples", *blocks, "means.class_means")]
 
 
 def test_python_walks_a_part(part):
@@ -83,8 +83,9 @@ def test_webdataset_walks_a_part(part, tmp_path):
     data, record = part
     (tmp_path / "part.tar").write_bytes(data)
     found = list(webdataset.WebDataset(str(tmp_path / "part.tar"), shardshuffle=False))
-    assert [sample["__key__"] for sample in found] == [name.removesuffix(".soft_labels") for name in names(record)[1:-1]]
-    blocks = [decode_label_block(sample["soft_labels"], origin="here") for sample in found]
+    assert [sample["__key__"] for sample in found] == [name.rsplit(".", 1)[0] for name in names(record)]
+    assert len(decode_samples(found[0]["samples"], origin="here").keys) == record.num_samples
+    blocks = [decode_label_block(sample["soft_labels"], origin="here") for sample in found[1:-1]]
     assert [(block.view, block.first_sample, len(block.soft_labels)) for block in blocks] == [
         (extent.view, extent.first_sample, extent.num_rows) for extent in record.blocks
     ]
