@@ -74,6 +74,7 @@ def _training(folder: Path, *, output: str, epochs: int, student: Mapping[str, A
         "epochs": epochs,
         "batch_size": 64,
         "clip_grad_norm": 1.0,
+        "checkpoint_every_steps": 200,
     }
 
 

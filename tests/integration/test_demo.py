@@ -12,9 +12,10 @@ from student_training import demo
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.timeout(1200)
 def test_demo_runs_to_its_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "TEACHER_EPOCHS", 2)
-    monkeypatch.setattr(demo, "STUDENT_EPOCHS", 2)
+    monkeypatch.setattr(demo, "TEACHER_EPOCHS", 1)
+    monkeypatch.setattr(demo, "STUDENT_EPOCHS", 1)
     folder = tmp_path / "demo"
     assert decant.main(["demo", "--folder", str(folder), "--seeds", "1"]) == 0
     shown = capsys.readouterr().out
