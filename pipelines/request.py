@@ -67,7 +67,7 @@ def check_classes(facts: TeacherFacts, *, source_classes: tuple[str, ...] | None
             "(label_field: null, label_column: null, or labelled: false)"
         )
     names = facts.class_names
-    if names is None or names == source_classes or set(names) != set(source_classes):
+    if names is None or names == source_classes or sorted(names) != sorted(source_classes):
         return
     first = next(i for i, (mine, theirs) in enumerate(zip(source_classes, names, strict=True)) if mine != theirs)
     raise ConfigError(

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,12 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
@@ -32,6 +38,7 @@ _SWITCHING_RUNNERS = {"directrunner", "switchingdirectrunner"}
 
 _LOCAL_RUNNERS = {"fnapirunner", "bundlebaseddirectrunner"}
 _REFUSED_RUNNERS = {"daskrunner": "it drops elements of ordinary pipelines without an error"}
+_CONNECT_SECONDS = 20
 _SAFE_RUNNERS = "FnApiRunner, FlinkRunner, SparkRunner or DataflowRunner"
 
 
@@ -61,7 +68,22 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
         create_runner(standard.runner)
     except (ValueError, ImportError, AttributeError) as error:
         raise ConfigError(f"--runner {standard.runner}: there is no such runner here ({error}). Use {_SAFE_RUNNERS}") from error
+    _check_job_service(options)
     return options
+
+
+def _check_job_service(options: PipelineOptions) -> None:
+    """Refuse a job service that does not answer; Beam would try for minutes, and then not say what it tried."""
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    host, separator, port = (endpoint or "").rpartition(":")
+    if not separator or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--job_endpoint {endpoint}: no job service answers there ({error}); start it, or correct host and port"
+        ) from error
 
 
 def _parse(arguments: Sequence[str]) -> PipelineOptions:

@@ -68,10 +68,10 @@ class _Size:
 _FULL = _Size(
     student="tiny_vit_5m_224",
     teacher="tiny_vit_21m_224",
-    num_pictures=224,
+    num_pictures=192,
     batch_size=32,
     num_warm_up=2,
-    num_steps=18,
+    num_steps=15,
     width=500,
     height=375,
 )

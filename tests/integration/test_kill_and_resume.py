@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import pty
 import random
+import re
 import signal
+import struct
+import sys
+import termios
 import time
 
 import psutil
@@ -15,7 +21,7 @@ import pytest
 from storage.cache import Cache
 from storage.label_set import LabelSet
 from storage.parts import PartRecord
-from tests.pipelines.support import colour_teacher, experiment, folder_source, snapshot, start_decant, write_config
+from tests.pipelines.support import ROOT, colour_teacher, experiment, folder_source, snapshot, start_decant, write_config
 
 pytestmark = pytest.mark.integration
 
@@ -178,3 +184,26 @@ def test_a_run_in_the_background_of_a_shell_ignores_interrupts_and_still_sees_it
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert errors.startswith("decant: a worker process died")
+
+
+def test_a_terminal_shows_rows_as_they_are_committed_and_takes_an_interrupt(config, tmp_path):
+    """On a terminal of its own, where the interrupt is typed."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        words = [sys.executable, "-m", "decant", "label", config, "--set", "teacher.kwargs.seconds_per_batch=0.3"]
+        os.execve(sys.executable, words, {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    shown, typed = b"", False
+    while True:
+        try:
+            data = os.read(terminal, 4096)
+        except OSError:
+            break
+        shown += data
+        if not typed and re.search(rb"label: .*\| (8|16|24|32|40)/96 \[.*row/s\]", shown):
+            os.write(terminal, b"\x03")
+            typed = True
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert b"decant: interrupted; what was committed is whole: run the same command again to go on" in shown
+    assert b"Traceback" not in shown
+    check_nothing_is_half_done(tmp_path / "cache")

@@ -89,6 +89,8 @@ def test_class_lists_that_go_together_are_taken():
     check_classes(facts(num_classes=2), source_classes=("a", "b"))
     check_classes(facts(num_classes=3), source_classes=("a", "b"))
     check_classes(facts(num_classes=2, class_names=("a", "b")), source_classes=("a", "b"))
+    # ImageNet has two classes called crane.
+    check_classes(facts(num_classes=3, class_names=("crane", "ox", "crane")), source_classes=("ox", "crane"))
     check_classes(facts(num_classes=2, class_names=("tench", "goldfish")), source_classes=("n01440764", "n01443537"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -43,19 +44,26 @@ def test_the_local_runner_is_named_so_that_beam_downloads_nothing(arguments):
     assert isinstance(make_pipeline(options, workers=1).runner, FnApiRunner)
 
 
-def test_the_users_own_options_reach_beam():
-    arguments = [
-        "--runner=PortableRunner",
-        "--job_endpoint",
-        "127.0.0.1:8099",
-        "--environment_type=EXTERNAL",
-        "--direct_num_workers=3",
-    ]
+@pytest.fixture
+def listening():
+    """The endpoint of something that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_the_users_own_options_reach_beam(listening):
+    arguments = ["--runner=PortableRunner", "--job_endpoint", listening, "--environment_type=EXTERNAL", "--direct_num_workers=3"]
     options = pipeline_options(arguments)
     assert options.view_as(StandardOptions).runner == "PortableRunner"
-    assert options.view_as(PortableOptions).job_endpoint == "127.0.0.1:8099"
+    assert options.view_as(PortableOptions).job_endpoint == listening
     assert options.view_as(PortableOptions).environment_type == "EXTERNAL"
     assert options.view_as(DirectOptions).direct_num_workers == 3
+
+
+def test_a_job_service_that_does_not_answer_is_refused_at_once():
+    with pytest.raises(ConfigError, match=r"--job_endpoint 127.0.0.1:9: no job service answers there .*Connection refused"):
+        pipeline_options(["--runner=PortableRunner", "--job_endpoint=127.0.0.1:9"])
+    pipeline_options(["--runner=PortableRunner", "--job_endpoint=embed"])
 
 
 @pytest.mark.parametrize(
