@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -402,11 +400,12 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_space(command, ma
 def test_a_quota_on_files_is_said(made):
     """Where nothing can be mounted: a limit on the size of any file this process writes."""
 
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-    status, _, errors = run_decant("label", made(), preexec_fn=limit)
+    before = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+"""
+    status, _, errors = run_decant("label", made(), before=before)
     assert status == 1
     assert errors.startswith("decant: cannot write")
     assert "File too large" in errors

@@ -11,7 +11,6 @@ import random
 import re
 import signal
 import struct
-import sys
 import termios
 import time
 
@@ -21,7 +20,7 @@ import pytest
 from storage.cache import Cache
 from storage.label_set import LabelSet
 from storage.parts import PartRecord
-from tests.pipelines.support import ROOT, colour_teacher, experiment, folder_source, snapshot, start_decant, write_config
+from tests.pipelines.support import colour_teacher, experiment, folder_source, snapshot, start_decant, write_config
 
 pytestmark = pytest.mark.integration
 
@@ -174,7 +173,9 @@ def test_an_interrupt_ends_the_run_with_status_130_and_a_word(config, finish, tm
 
 def test_a_run_in_the_background_of_a_shell_ignores_interrupts_and_still_sees_its_workers_die(config, tmp_path):
     """Shells start background commands with interrupts ignored."""
-    process = start_decant("label", config, "--workers", "2", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process = start_decant(
+        "label", config, "--workers", "2", before="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    )
     wait_for_records(process, tmp_path / "cache", at_least=1)
     process.send_signal(signal.SIGINT)
     workers = worker_processes(process)
@@ -188,11 +189,14 @@ def test_a_run_in_the_background_of_a_shell_ignores_interrupts_and_still_sees_it
 
 def test_a_terminal_shows_rows_as_they_are_committed_and_takes_an_interrupt(config, tmp_path):
     """On a terminal of its own, where the interrupt is typed."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        words = [sys.executable, "-m", "decant", "label", config, "--set", "teacher.kwargs.seconds_per_batch=0.3"]
-        os.execve(sys.executable, words, {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    terminal, other_end = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = start_decant(
+        *("label", config, "--set", "teacher.kwargs.seconds_per_batch=0.3"),
+        before="import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)",
+        **dict.fromkeys(("stdin", "stdout", "stderr"), other_end),
+    )
+    os.close(other_end)
     shown, typed = b"", False
     while True:
         try:
@@ -203,7 +207,8 @@ def test_a_terminal_shows_rows_as_they_are_committed_and_takes_an_interrupt(conf
         if not typed and re.search(rb"label: .*\| (8|16|24|32|40)/96 \[.*row/s\]", shown):
             os.write(terminal, b"\x03")
             typed = True
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    os.close(terminal)
+    assert process.wait(timeout=30) == 130
     assert b"decant: interrupted; what was committed is whole: run the same command again to go on" in shown
     assert b"Traceback" not in shown
     check_nothing_is_half_done(tmp_path / "cache")

@@ -141,18 +141,17 @@ def write_config(path, data):
     return str(path)
 
 
-def start_decant(*words, **options):
-    """Start the command line in a process of its own, in a group of its own, as a shell does."""
+def start_decant(*words, before="", **options):
+    """Start the command line in a process of its own, in a group of its own, as a shell does.
+
+    `before` is code that runs in that process first. Not `preexec_fn`: a fork of this process with its threads may lock up.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "decant", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-        **options,
-    )
+    command = [sys.executable, "-W", "error", "-m", "decant", *words]
+    if before:
+        command = [sys.executable, "-c", f"import os, sys\n{before}\nos.execv(sys.argv[1], sys.argv[1:])", *command]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **{**pipes, **options})
 
 
 def run_decant(*words, timeout=120, **options):
