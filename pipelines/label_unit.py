@@ -214,7 +214,7 @@ class UnitLabeller:
     def _write_view(
         self, writer: PartWriter, *, view: int, rows: _ViewRows, labels: npt.NDArray[np.int64]
     ) -> Iterator[PartStatistics]:
-        size = block_rows(self.request.target)
+        size = block_rows(self.request.target, num_samples=len(rows.present))
         for first in range(0, len(rows.present), size):
             span = slice(first, first + size)
             present = rows.present[span]

@@ -9,8 +9,7 @@ import json
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zstandard
@@ -32,14 +31,7 @@ _ZSTD = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "write_checksum": 
 """Level 3 without its search for short matches: planes of noise have none worth taking. Smaller, and faster both ways."""
 
 _local = threading.local()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """A block's header fields and its streams, decompressed."""
-
-    header: dict[str, Any]
-    streams: dict[str, Bytes] = field(repr=False)
+T = TypeVar("T")
 
 
 def _compressor() -> zstandard.ZstdCompressor:
@@ -109,25 +101,29 @@ def _header(data: memoryview, *, origin: str) -> tuple[dict[str, Any], int]:
     return header, start + length
 
 
-def decode_block(data: bytes | memoryview, *, origin: str, stream_limits: Callable[[dict[str, Any]], Mapping[str, int]]) -> Block:
-    """Return header and streams of a block, having checked every byte.
+def decode_block(
+    data: bytes | memoryview, *, origin: str, read_header: Callable[[dict[str, Any]], tuple[T, Mapping[str, int]]]
+) -> tuple[T, dict[str, Bytes]]:
+    """Return what a block's header says and its streams, decompressed, having checked every byte.
 
     Args:
         data: exactly one block.
         origin: where it lies, for messages.
-        stream_limits: given the header, the most bytes each stream may have once decompressed; nothing larger is allocated.
+        read_header: given the header's fields, what they mean and the most bytes each stream may have once decompressed; nothing
+            larger is allocated.
 
     Raises:
         FormatError: damage, another version, or anything `encode_block` cannot have written.
     """
     view = memoryview(data)
     header, offset = _header(view, origin=origin)
+    table = header.pop("streams")
     try:
-        limits = stream_limits(header)
+        meaning, limits = read_header(header)
     except FormatError as error:
         raise FormatError(f"{origin}: {error}") from error
     streams: dict[str, Bytes] = {}
-    for entry in header.pop("streams"):
+    for entry in table:
         if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and entry[0] not in streams):
             raise FormatError(f"{origin}: stream entry {entry!r}")
         name, raw_bytes, stored_bytes = entry
@@ -144,7 +140,7 @@ def decode_block(data: bytes | memoryview, *, origin: str, stream_limits: Callab
         )
     if offset != len(view) - _CHECKSUM.size:
         raise FormatError(f"{origin}: {len(view) - _CHECKSUM.size - offset} bytes belong to no stream")
-    return Block(header=header, streams=streams)
+    return meaning, streams
 
 
 def _decompress(body: memoryview, raw_bytes: int, *, origin: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -12,25 +13,27 @@ import numpy.typing as npt
 
 from storage import codecs
 from storage.blocks import decode_block, encode_block
+from storage.codecs.columns import Bytes
 from storage.codecs.ranked import RankedLabels
 from storage.errors import FormatError
-from storage.hashing import canonical_json
 from storage.soft_labels import SoftLabels
 from storage.specs import SoftLabelsSpec
 
 DIGEST_STRIDE = 64
 """Every 64th sample of a block has the digest of its rendered view stored."""
 
-MIN_BLOCK_ROWS = 256
-MAX_BLOCK_ROWS = 4096
-_BLOCK_ENTRIES = 204_800
+MIN_BLOCK_ROWS = 320
+MAX_BLOCK_ROWS = 8000
+"""No powers of two: columns a power of two apart fall on the same cache lines, and transposing them takes three times as long."""
+_BLOCK_ENTRIES = 400000
 _KEY_HASH = re.compile("[0-9a-f]{16}")
 
 
-def block_rows(spec: SoftLabelsSpec) -> int:
-    """Return the samples one block covers: a power of two, so that a decoded block stays inside a core's cache."""
-    rows = 1 << max(0, (_BLOCK_ENTRIES // spec.max_entries).bit_length() - 1)
-    return min(max(rows, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
+def block_rows(spec: SoftLabelsSpec, *, num_samples: int) -> int:
+    """Return the samples one block of a unit of `num_samples` covers: even shares, of a few megabytes decoded."""
+    most = min(max(_BLOCK_ENTRIES // spec.max_entries, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
+    num_blocks = max(1, -(-num_samples // most))
+    return max(1, -(-num_samples // num_blocks))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,31 +93,72 @@ def encode_label_block(
 
 
 @functools.lru_cache(maxsize=64)
-def _parse_spec(data: bytes) -> SoftLabelsSpec:
-    # Blocks of a part share their spec; checking it anew would cost more than decoding a small block.
-    return SoftLabelsSpec.model_validate_json(data)
+def _parse_target(data: str, *, num_rows: int) -> tuple[SoftLabelsSpec, dict[str, int]]:
+    # Blocks of a part share their spec and mostly their size; checking it anew would cost more than decoding a small block.
+    spec = SoftLabelsSpec.model_validate_json(data)
+    return spec, codecs.stream_lengths(num_rows, spec=spec)
 
 
-def _checked(header: dict[str, Any]) -> tuple[SoftLabelsSpec, int, int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    spec: SoftLabelsSpec
+    view: int
+    first_sample: int
+    num_samples: int
+    num_rows: int
+    key_hash: int
+
+
+def _count(header: dict[str, Any], name: str, *, limit: int) -> int:
+    value = header.get(name)
+    if type(value) is not int or not 0 <= value < limit:
+        raise FormatError(f"{name} {value!r} of a block")
+    return value
+
+
+def _read_header(header: dict[str, Any]) -> tuple[_Header, dict[str, int]]:
     if header.get("kind") != "soft_labels":
         raise FormatError(f"not a block of soft labels but of {header.get('kind')!r}")
-    try:
-        spec = _parse_spec(canonical_json(header["target"]))
-    except (KeyError, ValueError) as error:
-        raise FormatError(f"soft label spec of a block: {error}; a newer release may have written it") from error
     num_rows, num_samples = header.get("num_rows"), header.get("num_samples")
-    for name in ("view", "first_sample"):
-        if type(header.get(name)) is not int or not 0 <= header[name] < 2**31:
-            raise FormatError(f"{name} {header.get(name)!r} of a block")
     if not (type(num_rows) is int and type(num_samples) is int and 0 <= num_rows <= num_samples <= MAX_BLOCK_ROWS):
         raise FormatError(f"{num_rows!r} rows over {num_samples!r} samples in one block, at most {MAX_BLOCK_ROWS}")
-    return spec, num_rows, num_samples
-
-
-def _limits(header: dict[str, Any]) -> dict[str, int]:
-    spec, num_rows, num_samples = _checked(header)
+    try:
+        spec, lengths = _parse_target(json.dumps(header["target"]), num_rows=num_rows)
+    except (KeyError, ValueError) as error:
+        raise FormatError(f"soft label spec of a block: {error}; a newer release may have written it") from error
+    key_hash = header.get("key_hash")
+    if not (isinstance(key_hash, str) and _KEY_HASH.fullmatch(key_hash)):
+        raise FormatError(f"key hash {key_hash!r}")
+    read = _Header(
+        spec=spec,
+        view=_count(header, "view", limit=2**31),
+        first_sample=_count(header, "first_sample", limit=2**31),
+        num_samples=num_samples,
+        num_rows=num_rows,
+        key_hash=int(key_hash, 16),
+    )
     present = {"present": -(-num_samples // 8)} if num_rows < num_samples else {}
-    return codecs.stream_lengths(num_rows, spec=spec) | present | {"view_digests": 8 * -(-num_samples // DIGEST_STRIDE)}
+    digests = {"view_digests": 8 * -(-num_samples // DIGEST_STRIDE)}
+    return read, lengths | present | digests
+
+
+def _offsets(streams: dict[str, Bytes], header: _Header) -> npt.NDArray[np.int64]:
+    if header.num_rows == header.num_samples:
+        return np.arange(header.num_samples, dtype=np.int64)
+    bits = streams.get("present", np.zeros(0, dtype=np.uint8))
+    offsets = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: header.num_samples]).astype(np.int64)
+    if len(offsets) != header.num_rows or len(bits) != -(-header.num_samples // 8):
+        raise FormatError(f"{len(offsets)} samples are present, {header.num_rows} rows are stored")
+    return offsets
+
+
+def _view_digests(streams: dict[str, Bytes], header: _Header) -> npt.NDArray[np.uint64]:
+    digests = np.zeros(header.num_samples, dtype=np.uint64)
+    stored = streams.get("view_digests", np.zeros(0, dtype=np.uint8))
+    if len(stored) != 8 * len(digests[::DIGEST_STRIDE]):
+        raise FormatError(f"{len(stored)} bytes of view digests for {header.num_samples} samples")
+    digests[::DIGEST_STRIDE] = stored.view(np.uint64)
+    return digests
 
 
 def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
@@ -123,34 +167,20 @@ def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
     Raises:
         FormatError: damage, another version, or anything `encode_label_block` cannot have written.
     """
-    block = decode_block(data, origin=origin, stream_limits=_limits)
-    spec, num_rows, num_samples = _checked(block.header)
-    header = block.header
-    digests = np.zeros(num_samples, dtype=np.uint64)
-    stored = block.streams.get("view_digests", np.zeros(0, dtype=np.uint8))
-    if len(stored) != 8 * len(digests[::DIGEST_STRIDE]):
-        raise FormatError(f"{origin}: {len(stored)} bytes of view digests for {num_samples} samples")
-    digests[::DIGEST_STRIDE] = stored.view(np.uint64)
-    if num_rows == num_samples:
-        offsets = np.arange(num_samples, dtype=np.int64)
-    else:
-        bits = block.streams.get("present", np.zeros(0, dtype=np.uint8))
-        offsets = np.flatnonzero(np.unpackbits(bits, bitorder="little")[:num_samples]).astype(np.int64)
-        if len(offsets) != num_rows or len(bits) != -(-num_samples // 8):
-            raise FormatError(f"{origin}: {len(offsets)} samples are present, {num_rows} rows are stored")
-    key_hash = header.get("key_hash")
-    if not (isinstance(key_hash, str) and _KEY_HASH.fullmatch(key_hash)):
-        raise FormatError(f"{origin}: key hash {key_hash!r}")
+    header, streams = decode_block(data, origin=origin, read_header=_read_header)
     try:
-        soft_labels = codecs.decode(block.streams, num_rows=num_rows, spec=spec)
+        digests = _view_digests(streams, header)
+        offsets = _offsets(streams, header)
+        soft_labels = codecs.decode(streams, num_rows=header.num_rows, spec=header.spec)
     except FormatError as error:
         raise FormatError(f"{origin}: {error}") from error
+    complete = header.num_rows == header.num_samples
     return LabelBlock(
-        view=header["view"],
-        first_sample=header["first_sample"],
-        num_samples=num_samples,
-        positions=offsets + header["first_sample"],
-        key_hash=int(key_hash, 16),
-        view_digests=digests[offsets],
+        view=header.view,
+        first_sample=header.first_sample,
+        num_samples=header.num_samples,
+        positions=offsets + header.first_sample,
+        key_hash=header.key_hash,
+        view_digests=digests if complete else digests[offsets],
         soft_labels=soft_labels,
     )

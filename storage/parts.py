@@ -212,11 +212,11 @@ def encode_class_means(means: npt.NDArray[np.float64]) -> bytes:
     return encode_block({"kind": "class_means", "num_classes": len(means)}, {f"logs{i}": plane for i, plane in enumerate(planes)})
 
 
-def _class_mean_limits(header: dict[str, Any]) -> dict[str, int]:
+def _read_class_means_header(header: dict[str, Any]) -> tuple[int, dict[str, int]]:
     num_classes = header.get("num_classes")
     if header.get("kind") != "class_means" or type(num_classes) is not int or not 0 < num_classes <= 2**32:
         raise FormatError(f"not mean class probabilities: kind {header.get('kind')!r} of {num_classes!r} classes")
-    return {"logs0": num_classes, "logs1": num_classes}
+    return num_classes, {"logs0": num_classes, "logs1": num_classes}
 
 
 def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
@@ -225,10 +225,9 @@ def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
     Raises:
         FormatError: damage, or not such a block.
     """
-    block = decode_block(data, origin=origin, stream_limits=_class_mean_limits)
+    num_classes, streams = decode_block(data, origin=origin, read_header=_read_class_means_header)
     try:
-        planes = [block.streams["logs0"], block.streams["logs1"]]
-        patterns = unpack(planes, count=block.header["num_classes"], num_bits=16)
+        patterns = unpack([streams["logs0"], streams["logs1"]], count=num_classes, num_bits=16)
     except FormatError as error:
         raise FormatError(f"{origin}: {error}") from error
     except KeyError as error:

@@ -47,11 +47,11 @@ def encode_samples(table: SampleTable) -> bytes:
     return encode_block({"kind": "samples", "num_samples": len(table.keys)}, streams)
 
 
-def _limits(header: dict[str, Any]) -> dict[str, int]:
+def _read_header(header: dict[str, Any]) -> tuple[int, dict[str, int]]:
     num_samples = header.get("num_samples")
     if header.get("kind") != "samples" or type(num_samples) is not int or not 0 <= num_samples <= MAX_UNIT_SAMPLES:
         raise FormatError(f"not a sample table: kind {header.get('kind')!r} of {num_samples!r} samples")
-    return {"keys": MAX_STREAM_BYTES, **{f"labels{i}": num_samples for i in range(4)}}
+    return num_samples, {"keys": MAX_STREAM_BYTES, **{f"labels{i}": num_samples for i in range(4)}}
 
 
 def decode_samples(data: bytes, *, origin: str) -> SampleTable:
@@ -60,11 +60,10 @@ def decode_samples(data: bytes, *, origin: str) -> SampleTable:
     Raises:
         FormatError: damage, or not a sample table.
     """
-    block = decode_block(data, origin=origin, stream_limits=_limits)
-    num_samples: int = block.header["num_samples"]
+    num_samples, streams = decode_block(data, origin=origin, read_header=_read_header)
     try:
-        keys = tuple(block.streams["keys"].tobytes().decode().split("\0")) if num_samples else ()
-        labels = unpack([block.streams[f"labels{i}"] for i in range(4)], count=num_samples, num_bits=32)
+        keys = tuple(streams["keys"].tobytes().decode().split("\0")) if num_samples else ()
+        labels = unpack([streams[f"labels{i}"] for i in range(4)], count=num_samples, num_bits=32)
     except FormatError as error:
         raise FormatError(f"{origin}: {error}") from error
     except (KeyError, UnicodeDecodeError) as error:

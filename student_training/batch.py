@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ def to_targets(soft_labels: SoftLabels) -> SparseTargets:
 
 def to_tensor(array: npt.NDArray[Any]) -> Tensor:
     """Return an array as a tensor, sharing memory unless the array is read-only or strided, which torch does not take well."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return torch.from_numpy(array if array.flags.c_contiguous and array.flags.writeable else array.copy())
 
 
 class Normalizer:

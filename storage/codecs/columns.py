@@ -78,7 +78,13 @@ def unpack(
         )
     over = num_bits % 8
     if over:
-        planes = [*planes[:-1], _UNPACK[over].take(planes[-1]).view(np.uint8)[:count]]
+        # mode: a byte is inside the table of 256; the default checks it all the same.
+        planes = [*planes[:-1], _UNPACK[over].take(planes[-1], mode="clip").view(np.uint8)[:count]]
+    return join(planes)
+
+
+def join(planes: list[Bytes]) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | npt.NDArray[np.uint32]:
+    """Join one to four byte planes of any one shape into unsigned integers of the narrowest dtype."""
     if len(planes) == 1:
         return planes[0]
     return _join(planes, dtype=np.uint16) if len(planes) == 2 else _join(planes, dtype=np.uint32)

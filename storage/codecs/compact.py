@@ -16,11 +16,11 @@ import numpy.typing as npt
 from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
 from storage.codecs.ranked import RankedLabels
 from storage.errors import FormatError
-from storage.soft_labels import SoftLabels, as_ids
+from storage.soft_labels import SoftLabels
 from storage.specs import CompactCodec, SoftLabelsSpec
 
-_MAX_NARROW_CLASSES = 2**24
-"""More classes than this need steps of four bytes, which leave no room for a level in a word of four."""
+_FULL = 7 / 8
+"""From this share of kept entries on, rows are stored equally wide: smaller than saying how many each has, and read faster."""
 
 _DROPPED = np.uint64(2**64 - 1)
 _SQUARES = (np.arange(256, dtype=np.float32) ** 2).astype(np.float32)
@@ -36,6 +36,10 @@ def _count_bits(spec: SoftLabelsSpec) -> int:
     return 8 if spec.max_entries <= 255 else 16
 
 
+def _max_step_planes(spec: SoftLabelsSpec) -> int:
+    return -(-bits_needed(spec.num_classes - 1) // 8)
+
+
 def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     """Return the streams of a block of rows."""
     assert isinstance(spec.codec, CompactCodec)
@@ -46,16 +50,22 @@ def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     packed.sort(axis=1)
     present = packed != _DROPPED
     counts = present.sum(axis=1)
-    steps = np.diff((packed >> np.uint64(8)).astype(np.int64), axis=1, prepend=0)[present].astype(np.uint32)
+    width = int(counts.max(initial=0))
+    full = counts.sum() >= _FULL * width * len(rows)
+    steps = np.where(present, np.diff((packed >> np.uint64(8)).astype(np.int64), axis=1, prepend=0), 0).astype(np.uint32)
+    kept_levels = np.where(present, packed & np.uint64(0xFF), np.uint64(0)).astype(np.uint8)
+    stored = np.arange(steps.shape[1]) < np.where(full, width, counts)[:, None]
     # The rest is what the kept classes leave, dropped ones included; it is never rounded away while there is some.
     dropped = np.where(kept, np.float32(0), np.exp(np.minimum(rows.log_probs, 0))).sum(axis=1)
     rest = np.exp(np.minimum(rows.log_rest, 0)) + dropped
     rest_levels = np.rint(spec.codec.levels * np.sqrt(np.minimum(rest, 1)))
     rest_levels = np.where(rest > 0, np.maximum(rest_levels, 1), 0).astype(np.uint8)
     step_bits = 8 * max(1, -(-int(steps.max(initial=0)).bit_length() // 8))
-    streams = {f"counts{i}": plane for i, plane in enumerate(pack(counts.astype(np.uint16), num_bits=_count_bits(spec)))}
-    streams |= {f"steps{i}": plane for i, plane in enumerate(pack(steps, num_bits=step_bits))}
-    streams["levels"] = (packed[present] & np.uint64(0xFF)).astype(np.uint8)
+    streams: dict[str, Bytes] = {}
+    if not full:
+        streams |= {f"counts{i}": plane for i, plane in enumerate(pack(counts.astype(np.uint16), num_bits=_count_bits(spec)))}
+    streams |= {f"steps{i}": plane for i, plane in enumerate(pack(steps[stored], num_bits=step_bits))}
+    streams["wide_levels" if full else "levels"] = kept_levels[stored]
     streams["rest"] = rest_levels
     return streams
 
@@ -64,34 +74,83 @@ def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
     """Return the most bytes each stream of a block may have."""
     most = num_rows * spec.max_entries
     counts = {f"counts{i}": n for i, n in enumerate(plane_lengths(num_rows, num_bits=_count_bits(spec)))}
-    step_planes = -(-bits_needed(spec.num_classes - 1) // 8)
-    return counts | {f"steps{i}": most for i in range(step_planes)} | {"levels": most, "rest": num_rows}
+    steps = {f"steps{i}": most for i in range(_max_step_planes(spec))}
+    return counts | steps | {"levels": most, "wide_levels": most, "rest": num_rows}
 
 
-def _rectangle(
-    planes: list[Bytes], levels: Bytes, *, counts: npt.NDArray[Any], entries: int, wide: bool
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Return steps (int32, int64 if wide) and levels of ragged rows as [rows, entries], padded with zeros."""
+def _kept(counts: npt.NDArray[Any], *, entries: int) -> npt.NDArray[np.uint8]:
+    """Return uint8 [rows, entries], 1 for the first `counts` entries of a row and 0 for the others."""
+    if entries <= 255:
+        # One row for each count there can be, gathered: numpy pays for every row it compares.
+        return np.tri(entries + 1, entries, -1, dtype=np.uint8).take(counts, axis=0, mode="clip")
+    return (np.arange(entries, dtype=counts.dtype) < counts[:, None]).view(np.uint8)
+
+
+def _padded(planes: list[Bytes], *, counts: npt.NDArray[Any]) -> list[Bytes]:
+    """Return each plane of ragged rows as uint8 [rows, entries of the fullest], padded with zeros."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    num_rows, total, entries = len(counts), int(ends[-1]), int(counts.max())
+    starts = ends - counts
+    kept = _kept(counts, entries=entries)
+    tail = np.zeros(entries, dtype=np.uint8)
+    padded = []
+    for plane in planes:
+        # A window of `entries` bytes at every place, as one item: whole items are copied several times faster than rows of bytes.
+        windows = np.ndarray((total + 1,), dtype=f"V{entries}", buffer=np.concatenate([plane, tail]), strides=(1,))
+        rows = windows[starts].view(np.uint8).reshape(num_rows, entries)
+        padded.append(np.multiply(rows, kept, out=rows))
+    return padded
+
+
+def _rectangles(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> list[Bytes]:
+    """Return the planes of steps, then the levels, each uint8 [rows, entries]; unused entries are zeros."""
+    wide = "wide_levels" in streams
+    levels = streams["wide_levels" if wide else "levels"]
+    planes = [*(streams[f"steps{i}"] for i in range(sum(name.startswith("steps") for name in streams))), levels]
     total = len(levels)
-    # Level and step travel in one word, level lowest, so that one copy of row windows pads both.
-    width = 8 if wide else 4
-    columns = np.zeros((total + entries, width), dtype=np.uint8)
-    columns[:total, 0] = levels
-    for index, plane in enumerate(planes):
-        columns[:total, index + 1] = plane
-    words: npt.NDArray[Any] = columns.reshape(-1).view(np.uint64 if wide else np.uint32)
-    if total == len(counts) * entries:
-        padded = words[:total].reshape(len(counts), entries)
-    else:
-        starts = np.zeros(len(counts), dtype=np.int64)
-        np.cumsum(counts[:-1], out=starts[1:])
-        # Windows of `entries` words at every place; the last one ends with the array.
-        windows = np.ndarray((total + 1, entries), dtype=words.dtype, buffer=words, strides=(width, width))
-        padded = windows[starts]
-        padded *= np.arange(entries, dtype=counts.dtype) < counts[:, None]
-    squares = (padded & 0xFF).astype(np.float32)
-    padded >>= 8
-    return padded.view(np.int64 if wide else np.int32), squares
+    if not 2 <= len(planes) <= 1 + _max_step_planes(spec) or any(len(plane) != total for plane in planes):
+        raise FormatError(f"{[len(plane) for plane in planes[:-1]]} bytes of steps for {total} entries")
+    if wide:
+        entries = total // num_rows if num_rows else 0
+        if entries * num_rows != total or entries > spec.max_entries:
+            raise FormatError(f"{total} entries are no {num_rows} rows of equally many, at most {spec.max_entries}")
+        return [plane.reshape(num_rows, entries) for plane in planes]
+    count_bits = _count_bits(spec)
+    counts = unpack([streams[f"counts{i}"] for i in range(count_bits // 8)], count=num_rows, num_bits=count_bits)
+    announced, entries = int(counts.sum(dtype=np.int64)), int(counts.max(initial=0))
+    if announced != total or not 0 < entries <= spec.max_entries:
+        raise FormatError(f"{num_rows} rows announce {announced} entries, at most {entries} a row; {total} are there")
+    if not levels.all():
+        raise FormatError("a kept class has level 0")
+    return _padded(planes, counts=counts)
+
+
+def _running_sums(planes: list[Bytes], *, num_classes: int) -> npt.NDArray[np.int32] | npt.NDArray[np.int64]:
+    """Return the sums of steps along each row, all inside the classes: int32 [rows, entries], int64 where ids need it.
+
+    A 64-bit word carries the sums of four rows (two, one where ids take over 15, 31 bits), so that one addition serves them all.
+    Ids and steps leave the top bit of a lane free: the first sum that is no class is seen before any can run into the next lane.
+    """
+    num_rows, entries = planes[0].shape
+    lane = np.dtype(np.uint16 if num_classes <= 2**15 else np.uint32 if num_classes <= 2**31 else np.uint64)
+    if len(planes) == lane.itemsize and int(planes[-1].max(initial=0)) >= 128:
+        raise FormatError(f"a step between classes is above the {num_classes} classes")
+    num_lanes = 8 // lane.itemsize
+    lane_rows = -(-num_rows // num_lanes)
+    words = np.zeros((lane_rows, entries), dtype=np.uint64)
+    lanes_as_bytes = words.view(np.uint8).reshape(lane_rows, entries, num_lanes, lane.itemsize)
+    spans = [slice(index * lane_rows, min((index + 1) * lane_rows, num_rows)) for index in range(num_lanes)]
+    for index, span in enumerate(spans):
+        for byte, plane in enumerate(planes):
+            rows = plane[span]
+            lanes_as_bytes[: len(rows), :, index, byte] = rows
+    lanes = np.cumsum(words, axis=1, out=words).view(lane).reshape(lane_rows, entries, num_lanes)
+    if int(lanes.max(initial=0)) >= num_classes:
+        raise FormatError(f"class id {int(lanes.max())} is outside the {num_classes} classes")
+    sums = np.empty((num_rows, entries), dtype=np.int32 if num_classes <= 2**31 else np.int64)
+    for index, span in enumerate(spans):
+        sums[span] = lanes[: span.stop - span.start, :, index]
+    return sums
 
 
 def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
@@ -100,24 +159,14 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     Raises:
         FormatError: streams that `encode` cannot have made.
     """
-    count_bits = _count_bits(spec)
-    counts = unpack([streams[f"counts{i}"] for i in range(count_bits // 8)], count=num_rows, num_bits=count_bits)
-    levels, rest_levels = streams["levels"], streams["rest"]
-    total, entries = int(counts.sum(dtype=np.int64)), int(counts.max(initial=0))
-    if total != len(levels) or entries > spec.max_entries or len(rest_levels) != num_rows:
-        raise FormatError(f"{num_rows} rows announce {total} entries, at most {entries} a row; {len(levels)} are there")
-    if total and not levels.min():
-        raise FormatError("a kept class has level 0")
-    wide = spec.num_classes > _MAX_NARROW_CLASSES
-    planes = [streams[f"steps{i}"] for i in range(sum(name.startswith("steps") for name in streams))]
-    if not 1 <= len(planes) <= (4 if wide else 3) or any(len(plane) != total for plane in planes):
-        raise FormatError(f"{[len(plane) for plane in planes]} bytes of steps for {total} entries")
-    steps, squares = _rectangle(planes, levels, counts=counts, entries=entries, wide=wide)
-    ids = np.cumsum(steps, axis=1, out=steps)
-    if ids.size and (int(ids.max()) >= spec.num_classes or int(ids.min()) < 0):
-        raise FormatError(f"class ids from {int(ids.min())} to {int(ids.max())} leave the {spec.num_classes} classes")
+    rest_levels = streams["rest"]
+    if len(rest_levels) != num_rows:
+        raise FormatError(f"{len(rest_levels)} rest masses for {num_rows} rows")
+    *step_planes, kept_levels = _rectangles(streams, num_rows=num_rows, spec=spec)
+    class_ids = _running_sums(step_planes, num_classes=spec.num_classes)
+    squares = kept_levels.astype(np.float32)
     np.multiply(squares, squares, out=squares)
-    rest = _SQUARES.take(rest_levels)
+    rest = _SQUARES.take(rest_levels, mode="clip")
     mass = np.einsum("ij->i", squares)
     mass += rest
     if num_rows and not float(mass.min()) > 0:
@@ -125,5 +174,4 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     scale = np.float32(1) / mass
     squares *= scale[:, None]
     rest *= scale
-    class_ids = as_ids(ids, num_classes=spec.num_classes)
     return SoftLabels(class_ids=class_ids, probs=squares, rest=rest, num_classes=spec.num_classes)

@@ -8,7 +8,6 @@ and adding them up is one vector addition a rank.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +70,13 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     by_rank = unpack([streams["deltas0"], streams["deltas1"]], count=count, num_bits=16).reshape(entries, num_rows)
     for rank in range(1, entries):
         np.add(by_rank[rank], by_rank[rank - 1], out=by_rank[rank])
-    magnitudes: npt.NDArray[Any] = np.ascontiguousarray(by_rank.T)
     rest_magnitudes = unpack([streams["rest0"], streams["rest1"]], count=num_rows, num_bits=16)
     # Deltas that wrap would fall; a valid row ends at its largest magnitude.
-    largest = max(int(magnitudes.max(initial=0)), int(rest_magnitudes.max(initial=0)))
+    largest = max(int(by_rank.max(initial=0)), int(rest_magnitudes.max(initial=0)))
     if largest > _INFINITY:
         raise FormatError(f"float16 bit pattern {largest:#06x} is NaN")
+    # Transposed as indices, not as the uint16 they are: `take` would make them so in a pass of its own.
+    magnitudes = by_rank.T.astype(np.intp, order="C")
     # mode: the default checks every index a second time.
     probs = _PROBABILITY.take(magnitudes, mode="clip")
     rest = _PROBABILITY.take(rest_magnitudes, mode="clip")

@@ -24,7 +24,7 @@ class ImageFolderConfig(_PictureSource):
     """Pictures in class folders: `path/class_name/picture.jpg`. Label = position of the class folder in sorted order."""
 
     kind: Literal["image_folder"] = Field(description="Pictures in class folders.")
-    unit_size: int = Field(default=4096, ge=1, description="Pictures in one source unit (one work unit, one part).")
+    unit_size: int = Field(default=4000, ge=1, description="Pictures in one source unit (one work unit, one part).")
     labelled: bool = Field(default=True, description="False: a flat or nested folder without classes.")
 
 
@@ -48,7 +48,7 @@ class ParquetConfig(_PictureSource):
     image_column: str = Field(default="image", description="Column with the picture: struct<bytes, path> or binary.")
     label_column: str | None = Field(default="label", description="Integer label column; null: no labels.")
     key_column: str | None = Field(default=None, description="Column with unique sample keys; null: file stem and row number.")
-    unit_size: int = Field(default=4096, ge=1, description="Rows in one source unit, rounded up to whole row groups.")
+    unit_size: int = Field(default=4000, ge=1, description="Rows in one source unit, rounded up to whole row groups.")
 
 
 SourceConfig = Annotated[ImageFolderConfig | WebDatasetConfig | ParquetConfig, Field(discriminator="kind")]

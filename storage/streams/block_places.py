@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from storage.parts import Extent
 
+_COLUMNS = ("offset", "num_bytes", "first_sample", "num_samples", "num_rows")
+
 
 @dataclass(frozen=True, slots=True)
 class BlockPlace:
@@ -34,8 +36,7 @@ class BlockPlaces:
         lists = parts.column("blocks").combine_chunks()
         blocks = lists.flatten()
         self._parts = np.repeat(np.arange(len(lists), dtype=np.int64), lists.value_lengths().to_numpy(zero_copy_only=False))
-        names = ("offset", "num_bytes", "first_sample", "num_samples", "num_rows")
-        self._columns = {name: blocks.field(name).to_numpy(zero_copy_only=False) for name in names}
+        self._columns = np.stack([blocks.field(name).to_numpy(zero_copy_only=False) for name in _COLUMNS], axis=1)
         self._checksums = blocks.field("checksum")
         views = blocks.field("view").to_numpy(zero_copy_only=False)
         order = np.argsort(views, kind="stable")
@@ -43,7 +44,7 @@ class BlockPlaces:
 
     def rows(self, *, view: int) -> npt.NDArray[np.int64]:
         """Return int64 [blocks], the rows of each block of a view."""
-        num_rows: npt.NDArray[np.int64] = self._columns["num_rows"][self._by_view[view]].astype(np.int64)
+        num_rows: npt.NDArray[np.int64] = self._columns[self._by_view[view], _COLUMNS.index("num_rows")].astype(np.int64)
         return num_rows
 
     def part(self, *, view: int, block_id: int) -> int:
@@ -53,11 +54,11 @@ class BlockPlaces:
     def place(self, *, view: int, block_id: int) -> BlockPlace:
         """Return where a block of a view lies."""
         index = int(self._by_view[view][block_id])
-        at = {name: int(column[index]) for name, column in self._columns.items()}
+        offset, num_bytes, first_sample, num_samples, num_rows = self._columns[index].tolist()
         return BlockPlace(
             part=int(self._parts[index]),
-            extent=Extent(offset=at["offset"], num_bytes=at["num_bytes"], checksum=self._checksums[index].as_py()),
-            first_sample=at["first_sample"],
-            num_samples=at["num_samples"],
-            num_rows=at["num_rows"],
+            extent=Extent(offset=offset, num_bytes=num_bytes, checksum=self._checksums[index].as_py()),
+            first_sample=first_sample,
+            num_samples=num_samples,
+            num_rows=num_rows,
         )

@@ -238,32 +238,32 @@ def _spread_kl(
     """KL with the rest spread over the classes that are not kept in proportion to `weights` [C], evenly if None.
 
     With v = weights^a and V its sum over those classes, each of them has P_j = P_rest * v_j / V, so their terms are
-    P_rest * (log P_rest + sum(v log v) / V - log V - sum(v log q) / V), and each sum is that of all classes less the kept ones.
+    P_rest * (log P_rest + sum(v log v) / V - log V - sum(v log q) / V). Evenly spread, each sum is that of all classes less the
+    kept ones; by weights it is taken over [B, C], for a class that weighs nearly everything would cancel it.
     """
     ids = class_ids.long()
     log_q_kept = log_q.gather(1, ids)
     with torch.no_grad():
         kept = (probs > 0).double()
         if weights is None:
-            spread_kept = kept
             rest_weight = tempered_weight = log_q.shape[1] - kept.sum(dim=1)
             log_weight = torch.zeros_like(rest_weight)
-            tempered = torch.ones((), dtype=log_q.dtype, device=log_q.device)
         else:
+            others = torch.zeros_like(log_q, dtype=torch.float64).scatter_add(1, ids, kept).eq(0).double()
             powered = weights.pow(exponent)
-            power_log = torch.xlogy(powered, powered)
-            spread_kept = powered[ids] * kept
-            rest_weight = (weights.sum() - (weights[ids] * kept).sum(dim=1)).clamp(min=0)
-            tempered_weight = (powered.sum() - spread_kept.sum(dim=1)).clamp(min=0)
-            log_weight = power_log.sum() - (power_log[ids] * kept).sum(dim=1)
-            tempered = powered.to(log_q.dtype)
+            sums = others @ torch.stack([weights, powered, torch.xlogy(powered, powered)], dim=1)
+            rest_weight, tempered_weight, log_weight = sums.unbind(dim=1)
         has_rest = (kept.sum(dim=1) < log_q.shape[1]) & (rest_weight > 0) & (tempered_weight > 0)
         rest_weight = torch.where(has_rest, rest_weight, 0.0)
         kept_p, rest_p = _temper(probs, rest=rest, rest_weight=rest_weight, tempered_weight=tempered_weight, exponent=exponent)
         divisor = torch.where(has_rest, tempered_weight, 1.0)
         rest_term = torch.xlogy(rest_p, rest_p) + rest_p * (log_weight / divisor - divisor.log())
         kept_p, rest_term = kept_p.to(log_q.dtype), rest_term.to(log_q.dtype)
-        rest_share, spread_kept = (rest_p / divisor).to(log_q.dtype), spread_kept.to(log_q.dtype)
+        if weights is None:
+            rest_share, kept = (rest_p / divisor).to(log_q.dtype), kept.to(log_q.dtype)
+        else:
+            spread = (others * powered * (rest_p / divisor)[:, None]).to(log_q.dtype)
     kept_kl = (torch.xlogy(kept_p, kept_p) - kept_p * log_q_kept).sum(dim=1)
-    spread_log_q = (log_q * tempered).sum(dim=1) - (spread_kept * log_q_kept).sum(dim=1)
-    return kept_kl + rest_term - rest_share * spread_log_q
+    if weights is None:
+        return kept_kl + rest_term - rest_share * (log_q.sum(dim=1) - (kept * log_q_kept).sum(dim=1))
+    return kept_kl + rest_term - (spread * log_q).sum(dim=1)

@@ -72,8 +72,8 @@ def write_label_set(folder: Path, *, target: SoftLabelsSpec, units: Iterable[Uni
 def _write_part(cache: Cache, *, part: PartSpec, unit: UnitLabels, request: RequestSpec, unit_name: str) -> PartRecord:
     writer = PartWriter(part=part, target=request.target, samples=unit.samples)
     statistics = PartStatistics()
-    size = block_rows(request.target)
     num_samples = len(unit.samples.keys)
+    size = block_rows(request.target, num_samples=num_samples)
     for view, batch in enumerate(unit.views):
         digests = np.random.default_rng([view, num_samples]).integers(0, 2**64, size=num_samples, dtype=np.uint64)
         for first in range(0, num_samples, size):

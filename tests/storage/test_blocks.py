@@ -27,18 +27,18 @@ LIMITS = {name: len(values) for name, values in STREAMS.items()}
 
 
 def decode(data, *, limits=LIMITS):
-    return decode_block(data, origin="here", stream_limits=lambda header: limits)
+    return decode_block(data, origin="here", read_header=lambda header: (header, limits))
 
 
 def test_header_and_streams_come_back():
     data = encode_block(HEADER, STREAMS)
     for form in (data, memoryview(data)):
-        block = decode(form)
-        assert block.header == HEADER
-        assert list(block.streams) == list(STREAMS)
+        header, streams = decode(form)
+        assert header == HEADER
+        assert list(streams) == list(STREAMS)
         for name, values in STREAMS.items():
-            assert block.streams[name].dtype == np.uint8
-            assert np.array_equal(block.streams[name], values)
+            assert streams[name].dtype == np.uint8
+            assert np.array_equal(streams[name], values)
     assert encode_block(dict(reversed(HEADER.items())), STREAMS) == data
     assert len(data) < 300
 
@@ -50,9 +50,9 @@ def test_header_and_streams_come_back():
 def test_any_header_and_any_bytes_come_back(header, streams):
     header.pop("streams", None)
     arrays = {name: np.frombuffer(data, dtype=np.uint8) for name, data in streams.items()}
-    block = decode(encode_block(header, arrays), limits=dict.fromkeys(streams, 200))
-    assert block.header == header
-    assert {name: values.tobytes() for name, values in block.streams.items()} == streams
+    found_header, found = decode(encode_block(header, arrays), limits=dict.fromkeys(streams, 200))
+    assert found_header == header
+    assert {name: values.tobytes() for name, values in found.items()} == streams
 
 
 def test_layout_is_magic_length_json_streams_checksum():
@@ -147,7 +147,7 @@ def test_frames_that_disagree_with_the_header_are_refused():
     ]:
         with pytest.raises(FormatError, match=problem):
             decode(block_bytes({"streams": [["flat", 300, len(body)]]}, body))
-    assert decode(block_bytes({"streams": [["flat", 300, len(whole)]]}, whole)).streams["flat"].tolist() == [0] * 300
+    assert decode(block_bytes({"streams": [["flat", 300, len(whole)]]}, whole))[1]["flat"].tolist() == [0] * 300
 
 
 def test_a_bomb_costs_no_memory():

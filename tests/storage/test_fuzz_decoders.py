@@ -107,7 +107,7 @@ def header_of(data):
 
 def streams_of(data):
     limits = {name: raw for name, raw, _ in header_of(data)["streams"]}
-    return decode_block(data, origin="here", stream_limits=lambda header: limits)
+    return decode_block(data, origin="here", read_header=lambda header: (header, limits))
 
 
 @st.composite
@@ -182,8 +182,7 @@ def test_blocks_with_another_header(data, valid):
 def test_blocks_with_other_streams(data, valid):
     # Below the compression, where the values are.
     decode, whole = valid
-    block = streams_of(whole)
-    streams = dict(block.streams)
+    header, streams = streams_of(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         name = data.draw(st.sampled_from(sorted(streams)))
         match data.draw(st.sampled_from(["mutate", "mutate", "mutate", "fill", "drop", "rename", "swap"])):
@@ -204,7 +203,7 @@ def test_blocks_with_other_streams(data, valid):
                 streams[name], streams[other] = streams[other], streams[name]
         if not streams:
             break
-    survives(decode, encode_block(block.header, streams))
+    survives(decode, encode_block(header, streams))
 
 
 @settings(max_examples=200)

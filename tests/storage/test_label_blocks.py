@@ -42,18 +42,16 @@ def reheaded(data, **changes):
     """The same block with other header fields; None takes a field out."""
     (length,) = struct.unpack("<I", data[8:12])
     limits = {name: raw for name, raw, _ in json.loads(data[12 : 12 + length])["streams"]}
-    block = decode_block(data, origin="here", stream_limits=lambda header: limits)
-    header = {name: value for name, value in {**block.header, **changes}.items() if value is not None}
-    return encode_block(header, block.streams)
+    header, streams = decode_block(data, origin="here", read_header=lambda header: (header, limits))
+    return encode_block({name: value for name, value in {**header, **changes}.items() if value is not None}, streams)
 
 
 def restreamed(data, **changes):
     """The same block with other streams; None takes a stream out."""
     (length,) = struct.unpack("<I", data[8:12])
     limits = {name: raw for name, raw, _ in json.loads(data[12 : 12 + length])["streams"]}
-    block = decode_block(data, origin="here", stream_limits=lambda header: limits)
-    streams = {name: values for name, values in {**block.streams, **changes}.items() if values is not None}
-    return encode_block(block.header, streams)
+    header, streams = decode_block(data, origin="here", read_header=lambda header: (header, limits))
+    return encode_block(header, {name: values for name, values in {**streams, **changes}.items() if values is not None})
 
 
 @settings(max_examples=100)
@@ -114,7 +112,7 @@ def test_bytes_say_what_they_are():
         "num_rows": 2,
         "key_hash": "00000000000000ab",
     }
-    assert [name for name, _, _ in streams] == ["counts0", "steps0", "levels", "rest", "present", "view_digests"]
+    assert [name for name, _, _ in streams] == ["steps0", "wide_levels", "rest", "present", "view_digests"]
     assert data[-9 - 8 : -8] == bytes([0b101]) + struct.pack("<Q", int(digests[0]))
 
 
@@ -153,9 +151,9 @@ TARGET = SPEC.to_json()
         ({"num_rows": 3.0}, "3.0 rows over 4 samples"),
         ({"num_rows": 5}, "5 rows over 4 samples"),
         ({"num_rows": -1}, "-1 rows over 4 samples"),
-        ({"num_samples": MAX_BLOCK_ROWS + 1}, "3 rows over 4097 samples in one block, at most 4096"),
+        ({"num_samples": MAX_BLOCK_ROWS + 1}, "3 rows over 8001 samples in one block, at most 8000"),
         ({"num_samples": 2**40, "num_rows": 2**40}, "1099511627776 rows over"),
-        ({"num_rows": 2}, "'counts0' of 3 bytes is more than its rows allow"),
+        ({"num_rows": 2}, "'steps0' of 9 bytes is more than its rows allow"),
         ({"num_rows": 4}, "'present' of 1 bytes is more than its rows allow"),
         ({"num_samples": 3}, "'present' of 1 bytes is more than its rows allow"),
         ({"num_samples": 100}, "8 bytes of view digests for 100 samples"),
@@ -185,8 +183,8 @@ def test_headers_that_cannot_be_are_refused_and_say_where(changes, problem):
         ({"view_digests": np.zeros(7, dtype=np.uint8)}, "7 bytes of view digests for 4 samples"),
         ({"view_digests": np.zeros(16, dtype=np.uint8)}, "rows allow"),
         ({"rest": None}, "stream 'rest' is missing; the block holds"),
-        ({"levels": None}, "stream 'levels' is missing"),
-        ({"levels": np.zeros(9, dtype=np.uint8)}, "level 0"),
+        ({"wide_levels": None}, "stream 'levels' is missing"),
+        ({"wide_levels": np.zeros(8, dtype=np.uint8)}, "bytes of steps for 8 entries"),
         ({"ids0": np.zeros(1, dtype=np.uint8)}, "rows allow"),
     ],
 )
@@ -202,9 +200,12 @@ def test_other_kinds_of_blocks_are_refused():
         decode_label_block(encode_block({"kind": "samples", "num_samples": 0}, {}), origin="here")
 
 
-def test_rows_a_block_covers_follow_from_k():
-    sizes = {
-        k: block_rows(SoftLabelsSpec(num_classes=65535, k=k, codec=ExactCodec())) for k in (1, 10, 50, 100, 300, 1000, 65535)
-    }
-    assert sizes == {1: 4096, 10: 4096, 50: 4096, 100: 2048, 300: 512, 1000: 256, 65535: 256}
-    assert all(MIN_BLOCK_ROWS <= size <= MAX_BLOCK_ROWS and size % DIGEST_STRIDE == 0 for size in sizes.values())
+@pytest.mark.parametrize(("k", "most"), [(1, 8000), (10, 8000), (50, 8000), (100, 4000), (300, 1333), (1000, 400), (65535, 320)])
+def test_rows_a_block_covers_follow_from_k_and_are_even_shares(k, most):
+    spec = SoftLabelsSpec(num_classes=65535, k=k, codec=ExactCodec())
+    assert block_rows(spec, num_samples=10 * most) == most
+    assert block_rows(spec, num_samples=most) == most
+    assert block_rows(spec, num_samples=most + 1) == most // 2 + 1
+    assert block_rows(spec, num_samples=3) == 3
+    assert block_rows(spec, num_samples=0) == 1
+    assert MIN_BLOCK_ROWS <= most <= MAX_BLOCK_ROWS

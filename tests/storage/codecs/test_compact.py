@@ -123,6 +123,64 @@ def test_bytes_are_counts_steps_levels_and_rest():
     }
 
 
+def test_rows_that_are_nearly_all_full_are_stored_equally_wide():
+    probs = np.tile(np.float64([0.64, 0.16, 0.04]), (3, 1))
+    probs[1, 2] = 1e-5
+    rows = RankedLabels(
+        class_ids=np.uint32([[700, 20, 5], [7, 900, 3], [2, 1, 0]]),
+        log_probs=np.log(probs).astype(np.float32),
+        log_rest=np.log(1 - probs.sum(axis=1)).astype(np.float32),
+    )
+    spec = SoftLabelsSpec(num_classes=1000, k=3, codec=CompactCodec(levels=100))
+    streams = codecs.encode(rows, spec=spec)
+    assert {name: stream.tolist() for name, stream in streams.items()} == {
+        "steps0": [5, 15, 680 % 256, 7, 893 % 256, 0, 0, 1, 1],
+        "steps1": [0, 0, 680 // 256, 0, 893 // 256, 0, 0, 0, 0],
+        "wide_levels": [20, 40, 80, 80, 40, 0, 20, 40, 80],
+        "rest": [40, 45, 40],
+    }
+    found = codecs.decode(streams, num_rows=3, spec=spec)
+    assert found.class_ids.tolist() == [[5, 20, 700], [7, 900, 900], [0, 1, 2]]
+    assert (found.probs == 0).tolist() == [[False] * 3, [False, False, True], [False] * 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"wide_levels": [1] * 5}, "bytes of steps for 5 entries"),
+        ({"wide_levels": [1] * 5, "steps0": [1] * 5}, "5 entries are no 2 rows of equally many, at most 3"),
+        ({"wide_levels": [1] * 8, "steps0": [1] * 8}, "8 entries are no 2 rows of equally many, at most 3"),
+        ({"steps0": [255, 255, 255, 255, 255, 235]}, "class id 765 is outside the 700 classes"),
+        ({"steps1": [0, 128, 0, 0, 0, 0]}, "a step between classes is above the 700 classes"),
+        ({"steps1": [0] * 6, "steps2": [0] * 6}, "bytes of steps for 6 entries"),
+        ({"wide_levels": [0] * 6, "rest": [1, 0]}, "neither kept classes nor rest"),
+        ({"rest": [1]}, "1 rest masses for 2 rows"),
+    ],
+)
+def test_impossible_values_in_equally_wide_rows_are_refused(changes, problem):
+    streams = {"steps0": [1] * 6, "wide_levels": [9] * 6, "rest": [0, 0]}
+    spec = SoftLabelsSpec(num_classes=700, k=3, codec=CompactCodec())
+    whole = {name: np.uint8(values) for name, values in streams.items()}
+    assert codecs.decode(whole, num_rows=2, spec=spec).class_ids.tolist() == [[1, 2, 3]] * 2
+    with pytest.raises(FormatError, match=problem):
+        codecs.decode({**whole, **{name: np.uint8(values) for name, values in changes.items()}}, num_rows=2, spec=spec)
+
+
+@pytest.mark.parametrize("num_classes", [2**15, 2**15 + 1, 2**16 + 1, 2**31, 2**31 + 1, 2**32])
+def test_sums_never_run_into_another_row(num_classes):
+    """However large the steps, every id that comes out is a class, or the block is refused."""
+    spec = SoftLabelsSpec(num_classes=num_classes, k=300, codec=CompactCodec())
+    top = num_classes - 1
+    ids = np.uint32([[top], [0], [top], [1], [top]])
+    rows = RankedLabels(class_ids=ids, log_probs=np.zeros((5, 1), np.float32), log_rest=np.full(5, -np.inf, np.float32))
+    one = spec.model_copy(update={"k": 1})
+    assert codecs.decode(codecs.encode(rows, spec=one), num_rows=5, spec=one).class_ids[:, 0].tolist() == [top, 0, top, 1, top]
+    num_planes = -(-top.bit_length() // 8)
+    steps = {f"steps{i}": np.full(600, 127, dtype=np.uint8) for i in range(num_planes)}
+    with pytest.raises(FormatError, match="outside the"):
+        codecs.decode({**steps, "wide_levels": np.full(600, 9, np.uint8), "rest": np.uint8([9, 9])}, num_rows=2, spec=spec)
+
+
 def test_the_grid_rounds_the_root():
     levels = np.array([0.0, 0.0019, 0.00197, 0.25, 0.5, 1.0])
     with np.errstate(divide="ignore"):
@@ -137,7 +195,7 @@ def test_the_grid_rounds_the_root():
         ({"counts0": [4, 0]}, "at most 4 a row"),
         ({"counts0": [3]}, "planes of"),
         ({"levels": [40, 0, 100]}, "level 0"),
-        ({"steps1": [0, 255, 0]}, "leave the 1000 classes"),
+        ({"steps1": [0, 255, 0]}, "above the 1000 classes"),
         ({"steps0": [0]}, "bytes of steps for 3 entries"),
         ({"counts0": [3, 0], "rest": [45, 0]}, "neither kept classes nor rest"),
     ],
@@ -157,5 +215,5 @@ def test_steps_that_run_round_are_refused(num_classes):
     num_planes = 3 if num_classes == 2**24 else 4
     steps = {f"steps{i}": np.full(3, 255, dtype=np.uint8) for i in range(num_planes)}
     streams = {"counts0": np.uint8([3]), "levels": np.uint8([9, 9, 9]), "rest": np.uint8([9]), **steps}
-    with pytest.raises(FormatError, match="leave the"):
+    with pytest.raises(FormatError, match="above the|outside the"):
         codecs.decode(streams, num_rows=1, spec=spec)

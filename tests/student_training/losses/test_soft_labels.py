@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from student_training.losses.dense import dense_kl
 from student_training.losses.soft_labels import bucket_rest_kl, densify, mean_rest_kl, renormalized_kl, uniform_rest_kl
@@ -71,6 +71,23 @@ def dense_policy_kl(logits, rows, *, policy, temperature, generation_temperature
     return (torch.special.xlogy(target, target) - target * student).sum(dim=1)
 
 
+def test_weights_that_vanish_as_float32_still_spread_the_rest():
+    mean = torch.tensor([1.0, 0.0, 0.0])
+    for dtype in (torch.float32, torch.float64):
+        rows = {
+            "class_ids": torch.tensor([[0]]),
+            "probs": torch.tensor([[0.6]], dtype=dtype),
+            "rest": torch.tensor([0.4], dtype=dtype),
+        }
+        logits = torch.tensor([[1.0, 2.0, 3.0]], dtype=dtype, requires_grad=True)
+        loss = mean_rest_kl(logits, **rows, mean_class_probs=mean, temperature=1.0, generation_temperature=4.0)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        share = 2 * (0.4 / 2) ** 4 / (0.6**4 + 2 * (0.4 / 2) ** 4)
+        expected = logits.detach().softmax(dim=1) - torch.tensor([[1 - share, share / 2, share / 2]], dtype=dtype)
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+        assert loss.isfinite().all()
+
+
 def value_and_gradient(function, logits):
     leaf = logits.clone().requires_grad_()
     losses = function(leaf)
@@ -87,6 +104,8 @@ def value_and_gradient(function, logits):
     generation_temperature=st.sampled_from([1.0, 2.0]),
     seed=st.integers(0, 2**20),
 )
+# The kept class has nearly all of the mean: sums over the others must not come from a difference.
+@example(policy="mean", num_classes=2, share=0.0, temperature=0.5, generation_temperature=2.0, seed=0)
 def test_sparse_equals_dense(policy, num_classes, share, temperature, generation_temperature, seed):
     entries = max(1, round(share * num_classes))
     rows = sparse_rows(rows=4, num_classes=num_classes, entries=entries, seed=seed)
