@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pipelines.label import LabelReport, PlannedRun
+from storage.specs import CompactCodec, SoftLabelsSpec
 
 
 def describe_plan(run: PlannedRun) -> dict[str, Any]:
@@ -12,6 +14,10 @@ def describe_plan(run: PlannedRun) -> dict[str, Any]:
     plan = run.plan
     computed = {task.part for task in plan.tasks}
     reused_rows = plan.num_rows - plan.num_missing_rows
+    own = plan.request.fingerprint()
+    lent = [used.part for used in plan.parts if used.part.request != own]
+    known = {used.unit_name for used in plan.parts if used.part not in computed}
+    new_units = {used.unit_name for used in plan.parts} - known
     figures: dict[str, Any] = {
         "name": run.config.name,
         "request": plan.request.fingerprint(),
@@ -20,25 +26,61 @@ def describe_plan(run: PlannedRun) -> dict[str, Any]:
         "num_views": plan.num_views,
         "num_rows": plan.num_rows,
         "num_reused_rows": reused_rows,
+        "num_lent_rows": plan.num_lent_rows,
         "num_computed_rows": plan.num_missing_rows,
         "num_reused_parts": sum(used.part not in computed for used in plan.parts),
         "num_computed_parts": len(plan.tasks),
+        "num_new_units": len(new_units),
         "teacher_loaded": run.teacher_loaded,
+        "lenders": {
+            fingerprint: run.cache.request(fingerprint).target.to_json() for fingerprint in {part.request for part in lent}
+        },
+        "not_lending": dict(plan.not_lending),
     }
     teacher, view, target = plan.request.teacher, plan.request.view, plan.request.target
-    selection = f"top {target.k}" if target.k is not None else "quality level"
     figures["text"] = "\n".join(
         [
             f"{run.config.name}: {plan.num_samples:,} samples in {plan.num_units:,} units, {plan.num_views} views each",
             f"  teacher   {teacher.architecture}, {teacher.num_classes:,} classes, {teacher.precision}",
             f"            weights {teacher.weights_sha256}",
             f"  views     {view.kind} {view.size[0]}x{view.size[1]}",
-            f"  target    {selection} of {target.num_classes:,}, codec {target.codec.kind}",
-            f"  reused    {reused_rows:,} rows in {figures['num_reused_parts']:,} parts",
-            f"  to do     {plan.num_missing_rows:,} rows in {figures['num_computed_parts']:,} parts",
+            f"  target    {describe_target(target)} of {target.num_classes:,} classes",
+            "",
+            f"{'':10}{'rows':>14}{'parts':>8}  why",
+            *_reasons(figures, num_same=len(plan.parts) - len(plan.tasks) - len(lent), num_lent=len(lent)),
         ]
     )
     return figures
+
+
+def describe_target(target: SoftLabelsSpec) -> str:
+    """Return what a target keeps, in a few words."""
+    levels = f" at {target.codec.levels} levels" if isinstance(target.codec, CompactCodec) else ""
+    return f"{f'top {target.k}' if target.k is not None else 'quality level'}, {target.codec.kind} codec{levels}"
+
+
+def _reasons(figures: dict[str, Any], *, num_same: int, num_lent: int) -> list[str]:
+    """Return a table's rows: what is reused, what is computed, and why."""
+    lines = []
+    same_rows = figures["num_reused_rows"] - figures["num_lent_rows"]
+    if same_rows:
+        lines.append(f"  reused  {same_rows:>14,}{num_same:>8,}  the same teacher, views, target and pictures")
+    if figures["num_lent_rows"]:
+        wider = "; ".join(
+            describe_target(SoftLabelsSpec.model_validate_json(json.dumps(one))) for one in figures["lenders"].values()
+        )
+        lines.append(f"  reused  {figures['num_lent_rows']:>14,}{num_lent:>8,}  from wider labels of them: {wider}")
+    if figures["num_computed_rows"]:
+        new = figures["num_new_units"]
+        what = [f"{new:,} of {figures['num_units']:,} units have no such labels yet"] if new else []
+        what += (
+            [] if new == figures["num_units"] else ["more views, or damaged parts, of units that have some"] if not new else []
+        )
+        lines.append(f"  compute {figures['num_computed_rows']:>14,}{figures['num_computed_parts']:>8,}  {'; '.join(what)}")
+    lines += [
+        f"  no use  {'':14}{'':8}  labels {fingerprint[:8]}: {reason}" for fingerprint, reason in figures["not_lending"].items()
+    ]
+    return lines
 
 
 def describe_report(report: LabelReport, *, cache: str) -> str:

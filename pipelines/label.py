@@ -258,6 +258,7 @@ def _check_dead_letters(run: PlannedRun) -> None:
 
 
 def _commit(run: PlannedRun) -> LabelSet:
+    run.cache.add_request(run.plan.request)
     identity = label_set_id(request=run.plan.request.fingerprint(), parts=run.plan.parts)
     _check_dead_letters(run)
     return commit_label_set(

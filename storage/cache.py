@@ -9,6 +9,7 @@ sources/, teachers/                      memos that save re-reading; losing them
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ class Cache:
             return RequestSpec.model_validate_json(data)
         except ValueError as error:
             raise FormatError(f"{origin}: not a request this release can read: {error}") from error
+
+    def requests(self) -> Iterator[tuple[str, RequestSpec]]:
+        """Yield the requests of the cache with their fingerprints; those that cannot be read are left out."""
+        for fingerprint in self.store.folders("requests"):
+            with contextlib.suppress(CorruptError, FormatError):
+                yield fingerprint, self.request(fingerprint)
 
     def record_name(self, part: PartSpec) -> str:
         """Return the name of a part's record."""

@@ -11,6 +11,7 @@ from storage.cache import Cache
 from storage.errors import CacheError, CorruptError
 from storage.label_set import LabelSet
 from storage.parts import DeadLetter, PartRecord
+from storage.specs import SoftLabelsSpec
 from storage.verify import verify
 
 
@@ -78,7 +79,6 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
     if with_dead_letters:
         figures["dead_letters"] = [letter.model_dump() for letter in letters]
     request = manifest.request
-    selection = f"top {request.target.k}" if request.target.k is not None else "quality level"
     made_by = "; ".join(", ".join(f"{what} {value}" for what, value in sorted(made.items())) for made in manifest.provenance)
     view, target = request.view, request.target
     codec = ", ".join(f"{what} {value}" for what, value in target.codec.model_dump(exclude={"version"}).items())
@@ -88,7 +88,7 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         f"  teacher        {request.teacher.kind} {request.teacher.architecture}, {request.teacher.precision}",
         f"                 weights {request.teacher.weights_sha256}",
         f"  views          {manifest.num_views} x {view.kind} {view.size[0]}x{view.size[1]}, {view.interpolation}",
-        f"  target         {selection} of {target.num_classes:,} classes, temperature {target.generation_temperature:g}",
+        f"  target         {_selection(target)} of {target.num_classes:,} classes, temperature {target.generation_temperature:g}",
         f"  codec          {codec}",
         f"  samples        {manifest.num_samples:,} in {manifest.num_units:,} units, {manifest.num_parts:,} parts",
         f"  rows           {manifest.num_rows:,}, {manifest.num_dead_letters:,} dead letters",
@@ -96,6 +96,7 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         f"  mass kept      {kept}; {statistics.num_empty_rows:,} rows keep none",
         f"  codec KL       {figures['codec_kl_mean']:.2e} mean, {figures['codec_kl_max']:.2e} largest (nats)",
     ]
+    lines += [f"  served by      parts that hold {_selection(wider)}, narrowed when read" for wider in manifest.served_by]
     if figures["agreement"] is not None:
         lines.append(f"  agreement      {figures['agreement']:.4f} with the hard labels")
     lines.append(f"  source         {manifest.source.get('kind')} {manifest.source.get('path')}")
@@ -108,11 +109,15 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
     return {**figures, "text": "\n".join(lines)}
 
 
+def _selection(target: SoftLabelsSpec) -> str:
+    return f"top {target.k}" if target.k is not None else "quality level"
+
+
 def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
     store = label_set.cache.store
     letters: list[DeadLetter] = []
-    for row in label_set.parts.select(["tar_name", "first_view", "num_views"]).to_pylist():
-        name = f"{label_set.tar_path(row['tar_name']).rsplit('.', 2)[0]}.json"
+    for index, row in enumerate(label_set.parts.select(["first_view", "num_views"]).to_pylist()):
+        name = f"{label_set.tar_path(index).rsplit('.', 2)[0]}.json"
         try:
             record = PartRecord.from_bytes(store.read(name), origin=f"{store.url}/{name}")
         except FileNotFoundError as error:

@@ -134,6 +134,16 @@ class Store:
             start = len(self.path(""))
             return sorted(path[start:] for path in found if not path.endswith(_PARTIAL))
 
+    def folders(self, prefix: str) -> list[str]:
+        """List the names of the folders directly inside a folder, sorted. A hint, as `names` is."""
+        with self._explained("list", prefix):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(self.path(prefix), detail=True)
+            except FileNotFoundError:
+                return []
+            return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "directory")
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all, over any other of that name."""
         with self._explained("write", name, answers=()):

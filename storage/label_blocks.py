@@ -41,6 +41,7 @@ class LabelBlock:
     """Decoded rows of one view.
 
     Attributes:
+        target: what the rows hold.
         view: view index.
         first_sample: position in the unit of the first sample covered.
         num_samples: samples covered; those without a row are dead letters.
@@ -50,6 +51,7 @@ class LabelBlock:
         soft_labels: the rows.
     """
 
+    target: SoftLabelsSpec
     view: int
     first_sample: int
     num_samples: int
@@ -176,6 +178,7 @@ def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
         raise FormatError(f"{origin}: {error}") from error
     complete = header.num_rows == header.num_samples
     return LabelBlock(
+        target=header.spec,
         view=header.view,
         first_sample=header.first_sample,
         num_samples=header.num_samples,

@@ -20,7 +20,7 @@ from storage.hashing import canonical_json, digest, fingerprint, seal, unseal
 from storage.naming import did_you_mean
 from storage.parts import Info, PartRecord, PartStatistics, decode_class_means, encode_class_means
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
-from storage.specs import PartSpec, RequestSpec
+from storage.specs import PartSpec, RequestSpec, SoftLabelsSpec
 
 _BATCH_PARTS = 1024
 _FILE_NAME = r"^[\w-][\w.-]*$"
@@ -49,6 +49,8 @@ class Manifest(Info):
     source: dict[str, Any]
     """The source's config when the labels were made: where to look, not identity."""
     statistics: PartStatistics
+    served_by: tuple[SoftLabelsSpec, ...] = ()
+    """Wider targets that some parts hold, which readers narrow; statistics and class means are of the rows as stored."""
     provenance: tuple[dict[str, str], ...]
     """What made the parts: library versions and devices, each different one once."""
 
@@ -106,14 +108,19 @@ class LabelSet:
         parts = read_parts_table(table, num_views=manifest.num_views, origin=f"{origin}/{manifest.parts_file}")
         return cls(cache=cache, manifest=manifest, parts=parts)
 
-    def tar_path(self, tar_name: str) -> str:
-        """Return the path of a part's tar in the cache."""
-        return f"{self._request_folder}/{tar_name}"
+    def tar_path(self, part: int) -> str:
+        """Return the path in the cache of the tar of a part, given as a row of the table of parts."""
+        request, tar_name = self._request_column[part].as_py(), self._tar_name_column[part].as_py()
+        return f"{self.cache.request_folder(request)}/{tar_name}"
 
     @cached_property
-    def _request_folder(self) -> str:
-        # Asked for with every block that is read; hashing the request anew would take as long as some blocks' decompression.
-        return self.cache.request_folder(self.manifest.request.fingerprint())
+    def _request_column(self) -> pa.Array:
+        # Whole, not in chunks: asked for with every block that is read.
+        return self.parts.column("request").combine_chunks()
+
+    @cached_property
+    def _tar_name_column(self) -> pa.Array:
+        return self.parts.column("tar_name").combine_chunks()
 
     def class_means(self) -> npt.NDArray[np.float64]:
         """Return float64 [classes], the mean probability of every class over all rows."""
@@ -156,6 +163,7 @@ def _row(used: UsedPart, record: PartRecord) -> dict[str, Any]:
     return {
         "unit_name": used.unit_name,
         "unit_digest": record.part.unit_digest,
+        "request": record.part.request,
         "num_samples": record.num_samples,
         "first_view": used.first_view,
         "num_views": used.num_views,
@@ -168,8 +176,14 @@ def _row(used: UsedPart, record: PartRecord) -> dict[str, Any]:
 
 
 def label_set_id(*, request: str, parts: Iterable[UsedPart]) -> str:
-    """Return the identity of a label set: its request and, in order, unit, content and views of every part."""
-    members = [[used.unit_name, used.part.unit_digest, used.first_view, used.num_views] for used in parts]
+    """Return the identity of a label set: its request and, in order, unit, content and views of every part.
+
+    A part that was made for another request, and serves this one, is named with that request.
+    """
+    members = []
+    for used in parts:
+        other = [used.part.request] if used.part.request != request else []
+        members.append([used.unit_name, used.part.unit_digest, used.first_view, used.num_views, *other])
     return fingerprint({"request": request, "parts": members})[:32]
 
 
@@ -183,6 +197,7 @@ class _Totals:
     parts_bytes: int = 0
     num_parts: int = 0
     unit_samples: dict[str, int] = field(default_factory=dict)
+    requests: set[str] = field(default_factory=set)
     provenance: set[tuple[tuple[str, str], ...]] = field(default_factory=set)
 
 
@@ -196,6 +211,7 @@ def _write_parts(parts: Iterable[tuple[UsedPart, PartRecord]], totals: _Totals) 
         totals.num_dead_letters += sum(letter.view is None or letter.view in views for letter in record.dead_letters)
         totals.parts_bytes += record.tar_bytes
         totals.num_parts += 1
+        totals.requests.add(record.part.request)
         totals.provenance.add(tuple(sorted(record.provenance.items())))
         totals.unit_samples[used.unit_name] = record.num_samples
         if len(rows) == _BATCH_PARTS:
@@ -257,6 +273,7 @@ def commit_label_set(
         classes=classes,
         source=source,
         statistics=totals.statistics,
+        served_by=tuple(cache.request(lender).target for lender in sorted(totals.requests - {request.fingerprint()})),
         provenance=tuple(dict(items) for items in sorted(totals.provenance)),
     )
     cache.store.write(f"{folder}/{manifest.parts_file}", table)

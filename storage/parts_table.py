@@ -14,6 +14,7 @@ PARTS_SCHEMA = pa.schema(
     {
         "unit_name": pa.string(),
         "unit_digest": pa.string(),
+        "request": pa.string(),
         "num_samples": pa.int64(),
         "first_view": pa.int32(),
         "num_views": pa.int32(),
@@ -24,6 +25,7 @@ PARTS_SCHEMA = pa.schema(
         "blocks": pa.list_(pa.struct(_BLOCK)),
     }
 )
+_FINGERPRINT = "^[0-9a-f]{64}$"
 _TAR_NAME = r"^[0-9a-f]{32}\.v[0-9]{5,}-[0-9]{5,}\.[0-9a-f]{16}\.tar$"
 
 
@@ -56,7 +58,8 @@ def read_parts_table(data: bytes, *, num_views: int, origin: str) -> pa.Table:
     last_view = pc.max(blocks.field("view")).as_py()
     if last_view is not None and last_view != num_views - 1:
         raise FormatError(f"{origin}: its last block is of view {last_view}; the label set has {num_views} views")
-    strangers = table.filter(pc.invert(pc.match_substring_regex(table.column("tar_name"), _TAR_NAME)))
-    if strangers.num_rows:
-        raise FormatError(f"{origin}: {strangers.column('tar_name')[0].as_py()!r} is not the name of a part's tar")
+    for name, pattern, what in (("tar_name", _TAR_NAME, "the name of a part's tar"), ("request", _FINGERPRINT, "a fingerprint")):
+        strangers = table.filter(pc.invert(pc.match_substring_regex(table.column(name), pattern)))
+        if strangers.num_rows:
+            raise FormatError(f"{origin}: {strangers.column(name)[0].as_py()!r} is not {what}")
     return table

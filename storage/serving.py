@@ -8,40 +8,55 @@ from storage.config import ExperimentConfig
 from storage.config.labels import RandomViewsConfig
 from storage.errors import MismatchError
 from storage.label_set import LabelSet
+from storage.narrowing import why_not_narrower
+from storage.specs import SoftLabelsSpec
 
 
-def check_serves(label_set: LabelSet, *, config: ExperimentConfig, sections: set[str] | None = None) -> None:
-    """Refuse a label set that does not hold what the config's views and target say. Values left open in the config match any.
+def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: set[str] | None = None) -> SoftLabelsSpec:
+    """Return what a config's students read of a label set, which holds that or more of the same.
+
+    Values left open in the config match any.
 
     Args:
-        sections: of "views" and "target", those that are compared; None: both.
+        sections: of "views" and "target", those that are asked for; None: both.
 
     Raises:
-        MismatchError: every field that differs, with both values.
+        MismatchError: it does not hold what the config's views and target say; every field that differs, with both values.
     """
     request = label_set.manifest.request
-    asked: dict[str, Any] = {}
-    holds: dict[str, Any] = {}
+    differing: list[str] = []
     if sections is None or "views" in sections:
-        asked |= {"views.kind": config.views.kind, "views.count": config.views.count}
-        holds |= {"views.kind": request.view.kind, "views.count": label_set.manifest.num_views}
-        if isinstance(config.views, RandomViewsConfig):
-            names = ("size", "scale", "ratio", "flip_probability", "interpolation", "seed")
-            given = {name: getattr(config.views, name) for name in names if getattr(config.views, name) is not None}
-            asked |= {f"views.{name}": value for name, value in given.items()}
-            holds |= {f"views.{name}": getattr(request.view, name, None) for name in given}
+        differing += _differing_views(label_set, config=config)
+    target = request.target
     if sections is None or "target" in sections:
-        for name in ("k", "codec", "generation_temperature"):
-            asked[f"target.{name}"] = getattr(config.target, name)
-            holds[f"target.{name}"] = getattr(request.target, name)
-    differing = [
-        f"  {name}: the config asks for {value!r}, the label set holds {holds[name]!r}"
-        for name, value in asked.items()
-        if value != holds[name]
-    ]
+        asked = {name: getattr(config.target, name) for name in ("k", "codec", "generation_temperature")}
+        if asked["k"] is not None and asked["k"] > target.num_classes:
+            differing.append(f"target.k: the config asks for {asked['k']}, the label set holds {target.num_classes} classes")
+        else:
+            target = SoftLabelsSpec(num_classes=target.num_classes, **asked)
+            reason = why_not_narrower(request.target, asked=target)
+            if reason is not None:
+                differing.append(f"target: the label set cannot serve the config's: {reason}")
     if differing:
         raise MismatchError(
             f"label set {label_set.manifest.name!r} ({label_set.manifest.id}) does not serve this config:\n"
-            + "\n".join(differing)
+            + "\n".join(f"  {line}" for line in differing)
             + "\nRun decant label with this config, or name another label set in training.targets.label_set"
         )
+    return target
+
+
+def _differing_views(label_set: LabelSet, *, config: ExperimentConfig) -> list[str]:
+    view = label_set.manifest.request.view
+    asked: dict[str, Any] = {"kind": config.views.kind, "count": config.views.count}
+    holds: dict[str, Any] = {"kind": view.kind, "count": label_set.manifest.num_views}
+    if isinstance(config.views, RandomViewsConfig):
+        names = ("size", "scale", "ratio", "flip_probability", "interpolation", "seed")
+        given = {name: getattr(config.views, name) for name in names if getattr(config.views, name) is not None}
+        asked |= given
+        holds |= {name: getattr(view, name, None) for name in given}
+    return [
+        f"views.{name}: the config asks for {value!r}, the label set holds {holds[name]!r}"
+        for name, value in asked.items()
+        if value != holds[name]
+    ]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import pyarrow.compute as pc
+
 from storage.cache import Cache
 from storage.errors import CacheError, CorruptError
 from storage.hashing import key_hash
@@ -43,11 +45,12 @@ def verify(label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[i
     cache, table = label_set.cache, label_set.parts
     problems = _problems(label_set.class_means)
     if not quick:
-        problems += _problems(partial(cache.request, label_set.manifest.request.fingerprint()))
+        for request in sorted({label_set.manifest.request.fingerprint(), *pc.unique(table.column("request")).to_pylist()}):
+            problems += _problems(partial(cache.request, request))
     num_blocks = num_rows = num_bytes = 0
     for index in range(table.num_rows):
         part = {name: table.column(name)[index].as_py() for name in table.column_names}
-        path = label_set.tar_path(part["tar_name"])
+        path = label_set.tar_path(index)
         blocks = [BlockExtent(**block) for block in part["blocks"]]
         if not quick:
             problems += _problems(partial(_verify_record, cache, path=path, tar_sha256=part["tar_sha256"]))

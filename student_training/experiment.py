@@ -15,7 +15,7 @@ from storage.config import ExperimentConfig, TrainingConfig
 from storage.config.labels import EvaluationViewsConfig
 from storage.errors import ConfigError
 from storage.label_set import LabelSet
-from storage.serving import check_serves
+from storage.serving import served_target
 from storage.sources import open_source
 from storage.specs import EvaluationView, RandomResizedCropView, Size, ViewSpec
 from storage.streams.base import RowStream
@@ -97,7 +97,7 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
     cache = Cache.at(config.cache)
     name = getattr(training.targets, "label_set", None)
     label_set = LabelSet.open(cache, name_or_id=name or config.name)
-    check_serves(label_set, config=config, sections=config.model_fields_set if name else None)
+    target = served_target(label_set, config=config, sections=config.model_fields_set if name else None)
     source = training.source or config.source
     if source is None:
         raise ConfigError("source: is needed; the labels join the pictures they were made from")
@@ -107,7 +107,7 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
         )
     request = label_set.manifest.request
     return _Rows(
-        stream=LabelStream(label_set, source=open_source(source), held_blocks=training.shuffle_window_blocks + 1),
+        stream=LabelStream(label_set, source=open_source(source), target=target, held_blocks=training.shuffle_window_blocks + 1),
         view=request.view,
         num_classes=request.target.num_classes,
         generation_temperature=request.target.generation_temperature,

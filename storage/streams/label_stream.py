@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -12,10 +13,12 @@ from storage.errors import CorruptError, MismatchError
 from storage.hashing import fingerprint, key_hash
 from storage.label_blocks import LabelBlock, decode_label_block
 from storage.label_set import LabelSet
+from storage.narrowing import narrow, why_not_narrower
 from storage.parts import Extent
 from storage.samples import SampleTable, decode_samples
 from storage.soft_labels import concatenate
 from storage.sources.base import Source, SourceUnit, UnitReader
+from storage.specs import SoftLabelsSpec
 from storage.streams.base import StreamRows
 from storage.streams.block_places import BlockPlaces
 
@@ -50,16 +53,23 @@ class LabelStream:
     Holds the decoded blocks of a window and the readers of a few units.
     """
 
-    def __init__(self, label_set: LabelSet, *, source: Source, held_blocks: int = 17) -> None:
+    def __init__(
+        self, label_set: LabelSet, *, source: Source, target: SoftLabelsSpec | None = None, held_blocks: int = 17
+    ) -> None:
         """Join a label set and a source.
 
         Args:
+            target: what rows are narrowed to; None: what the label set was asked for.
             held_blocks: decoded blocks that are kept; at least the blocks of a shuffle window.
 
         Raises:
-            MismatchError: the source lacks a unit that was labelled.
+            MismatchError: the source lacks a unit that was labelled, or the label set does not hold what `target` asks for.
         """
         self._label_set = label_set
+        self._target = target or label_set.manifest.request.target
+        reason = why_not_narrower(label_set.manifest.request.target, asked=self._target)
+        if reason is not None:
+            raise MismatchError(f"label set {label_set.manifest.name!r} cannot serve this target: {reason}")
         self._source = source
         self._held_blocks = held_blocks
         units = {unit.name: unit for unit in source.units()}
@@ -94,7 +104,9 @@ class LabelStream:
 
     def identity(self) -> str:
         """Return a fingerprint of the rows and their order."""
-        return fingerprint({"label_set": self._label_set.manifest.id, "stream": 1})
+        named = {"label_set": self._label_set.manifest.id, "stream": 1}
+        narrowed = {"target": self._target.to_json()} if self._target != self._label_set.manifest.request.target else {}
+        return fingerprint(named | narrowed)
 
     def _view(self, epoch: int) -> int:
         return epoch % self._label_set.manifest.num_views
@@ -113,9 +125,6 @@ class LabelStream:
                 evicted.close()
         return reader
 
-    def _tar_path(self, part: int) -> str:
-        return self._label_set.tar_path(self._label_set.parts.column("tar_name")[part].as_py())
-
     def _origin(self, path: str) -> str:
         return f"{self._label_set.cache.store.url}/{path}"
 
@@ -123,7 +132,7 @@ class LabelStream:
         table = self._tables.get(part)
         if table is None:
             cell = self._label_set.parts.column("samples")[part].as_py()
-            path = self._tar_path(part)
+            path = self._label_set.tar_path(part)
             table = decode_samples(self._label_set.cache.read_extent(path, Extent(**cell)), origin=self._origin(path))
             num_samples = self._label_set.parts.column("num_samples")[part].as_py()
             if len(table.keys) != num_samples:
@@ -134,16 +143,21 @@ class LabelStream:
         return table
 
     def labels_of(self, *, view: int, block_id: int) -> LabelBlock:
-        """Return a decoded block of a view, checked against the label set, not joined."""
+        """Return a decoded block of a view, checked against the label set and narrowed to the target, not joined."""
         place = self._places.place(view=view, block_id=block_id)
-        path = self._tar_path(place.part)
+        path = self._label_set.tar_path(place.part)
         block = decode_label_block(self._label_set.cache.read_extent(path, place.extent), origin=self._origin(path))
         found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
         if found != (view, place.first_sample, place.num_samples, place.num_rows):
             raise CorruptError(
                 f"{self._origin(path)}: the block at {place.extent.offset} is (view, first sample, samples, rows) {found}"
             )
-        return block
+        if block.target == self._target:
+            return block
+        reason = why_not_narrower(block.target, asked=self._target)
+        if reason is not None:
+            raise CorruptError(f"{self._origin(path)}: the block at {place.extent.offset} is of other labels: {reason}")
+        return replace(block, target=self._target, soft_labels=narrow(block.soft_labels, asked=self._target))
 
     def _joined(self, view: int, block_id: int) -> LabelBlock:
         block = self._blocks.get((view, block_id))

@@ -52,8 +52,8 @@ def labelled_rows(cache, name="tiny"):
     """(key, view) of every row of a label set."""
     label_set = LabelSet.open(Cache.at(str(cache)), name_or_id=name)
     rows = []
-    for part in label_set.parts.to_pylist():
-        path = label_set.tar_path(part["tar_name"])
+    for index, part in enumerate(label_set.parts.to_pylist()):
+        path = label_set.tar_path(index)
         keys = decode_samples(label_set.cache.read_extent(path, Extent(**part["samples"])), origin=path).keys
         for block in part["blocks"]:
             decoded = decode_label_block(label_set.cache.read_extent(path, BlockExtent(**block)), origin=path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -114,7 +115,9 @@ def test_a_plan_says_what_labelling_then_does(command, made, loads):
         False,
     )
     assert loads == ["timm"]
-    assert "48 rows in 3 parts" in command("plan", made("more", views=4)).out
+    said = command("plan", made("more", views=4)).out
+    assert re.search(r"reused +48 +3  the same teacher, views, target and pictures", said)
+    assert re.search(r"compute +48 +3  more views", said)
 
 
 def test_more_views_compute_only_those_and_fewer_none(command, made, tmp_path):
@@ -226,6 +229,26 @@ assert len(os.listdir("/proc/self/task")) == before
     subprocess.run([sys.executable, "-c", code, tmp_path / "cache"], cwd=ROOT, check=True)
 
 
+def test_a_smaller_k_or_a_coarser_codec_is_served_from_what_is_stored(command, made, loads, tmp_path):
+    exact = {"target": {"k": 3, "codec": {"kind": "exact"}}}
+    command("label", made("wide", **exact))
+    transforms._teachers.clear()
+    for number, target in enumerate(
+        [{"k": 2, "codec": {"kind": "exact"}}, {"k": 3}, {"k": 1, "codec": {"kind": "compact", "levels": 64}}]
+    ):
+        config = made(f"narrow{number}", target=target)
+        plan = command("plan", config, "--json").json
+        assert (plan["num_lent_rows"], plan["num_computed_rows"], plan["teacher_loaded"]) == (48, 0, False)
+        assert "from wider labels of them: top 3, exact codec" in command("plan", config).out
+        report = command("label", config, "--json").json
+        assert (report["num_rows"], report["num_computed_rows"]) == (48, 0)
+        assert "served by      parts that hold top 3" in command("cache", "show", tmp_path / "cache", report["label_set"]).out
+        assert command("cache", "verify", tmp_path / "cache", report["label_set"]).status == 0
+    assert loads == ["timm"]
+    refused = command("plan", made("warm", target={"k": 2, "generation_temperature": 2.0}))
+    assert "target.generation_temperature is 1.0, not 2.0" in refused.out
+
+
 def write_sources(folder):
     """The same 20 pictures in every kind of source, two units each."""
     (folder / "pictures").mkdir()
@@ -245,9 +268,9 @@ def stored_labels(cache):
     """Class ids and probabilities of a label set's rows in order."""
     label_set = LabelSet.open(Cache.at(str(cache)), name_or_id="tiny")
     rows = []
-    for part in label_set.parts.to_pylist():
+    for index, part in enumerate(label_set.parts.to_pylist()):
         for block in part["blocks"]:
-            data = label_set.cache.read_extent(label_set.tar_path(part["tar_name"]), BlockExtent(**block))
+            data = label_set.cache.read_extent(label_set.tar_path(index), BlockExtent(**block))
             rows.append(decode_label_block(data, origin=part["tar_name"]).soft_labels)
     return [np.concatenate([getattr(row, name) for row in rows]) for name in ("class_ids", "probs", "rest")]
 

@@ -57,6 +57,19 @@ def test_the_longest_part_is_taken_where_several_cover_a_view():
     assert view_ranges(num_views=6, views_per_part=2, existing=[(0, 1), (0, 4), (3, 6)]) == [((0, 4), (0, 4)), ((4, 6), (3, 6))]
 
 
+@given(num_views=NUM_VIEWS, views_per_part=VIEWS_PER_PART, existing=RANGES, lent=RANGES)
+def test_lent_ranges_serve_only_where_there_are_no_own_ones(num_views, views_per_part, existing, lent):
+    tiles = view_ranges(num_views=num_views, views_per_part=views_per_part, existing=existing, lent=lent)
+    assert [view for used, _ in tiles for view in range(*used)] == list(range(num_views))
+
+    def within(view, ranges):
+        return any(start <= view < stop for start, stop in ranges)
+
+    for used, known in tiles:
+        for view in range(*used):
+            assert (known in existing) if within(view, existing) else (known in lent) if within(view, lent) else known is None
+
+
 REQUEST = RequestSpec(
     teacher=TeacherSpec(
         kind="timm",
@@ -76,12 +89,14 @@ def unit(number, *, num_samples=2):
     return IndexedUnit(unit=source_unit, num_samples=num_samples, digest=f"{number:02x}" * 32, key_hash=0)
 
 
-def commit(cache, indexed, views):
-    part = PartSpec(request=REQUEST.fingerprint(), unit_digest=indexed.digest, first_view=views[0], num_views=views[1] - views[0])
+def commit(cache, indexed, views, *, request=REQUEST):
+    part = PartSpec(request=request.fingerprint(), unit_digest=indexed.digest, first_view=views[0], num_views=views[1] - views[0])
     table = SampleTable(keys=("a", "b"), labels=np.array([0, 1]))
-    writer = PartWriter(part=part, target=REQUEST.target, samples=table)
-    halves = np.full((2, 1), np.log(0.5), np.float32)
-    rows = RankedLabels(class_ids=np.zeros((2, 1), np.uint32), log_probs=halves, log_rest=halves[:, 0])
+    writer = PartWriter(part=part, target=request.target, samples=table)
+    k = request.target.k
+    shares = np.full((2, k), -np.log(k + 1), np.float32)
+    ids = np.tile(np.arange(k, dtype=np.uint32), (2, 1))
+    rows = RankedLabels(class_ids=ids, log_probs=shares, log_rest=shares[:, 0])
     for view in range(*views):
         present = np.ones(2, dtype=bool)
         writer.add_rows(rows, view=view, first_sample=0, present=present, view_digests=np.zeros(2, dtype=np.uint64))
@@ -95,8 +110,8 @@ def commit(cache, indexed, views):
     return cache.commit_part(data, record=record)
 
 
-def plan(cache, units, *, num_views):
-    return make_plan(cache, request=REQUEST, units=units, num_views=num_views, views_per_part=2)
+def plan(cache, units, *, num_views, request=REQUEST):
+    return make_plan(cache, request=request, units=units, num_views=num_views, views_per_part=2)
 
 
 def test_a_plan_over_an_empty_cache_computes_everything(tmp_path):
@@ -149,3 +164,53 @@ def test_a_part_whose_tar_is_not_what_was_committed_is_computed_again(tmp_path, 
     assert plan(cache, [unit(1)], num_views=2).num_missing_rows == 4
     commit(cache, unit(1), (0, 2))
     assert plan(cache, [unit(1)], num_views=2).num_missing_rows == 0
+
+
+def changed_request(**changes):
+    return REQUEST.model_copy(update=changes)
+
+
+def wider(k, **options):
+    return changed_request(target=SoftLabelsSpec(num_classes=3, k=k, codec=ExactCodec(), **options))
+
+
+def test_parts_of_a_wider_request_are_lent_and_own_ones_come_first(tmp_path):
+    cache = Cache.at(str(tmp_path))
+    requests = {
+        "two": wider(2),
+        "three": wider(3),
+        "warm": wider(3, generation_temperature=2.0),
+        "other teacher": changed_request(teacher=REQUEST.teacher.model_copy(update={"precision": "bf16"})),
+        "other view": changed_request(view=EvaluationView(size=(9, 9), resize_size=(9, 9))),
+    }
+    for request in requests.values():
+        cache.add_request(request)
+        commit(cache, unit(4), (0, 2), request=request)
+    commit(cache, unit(1), (0, 1))
+    commit(cache, unit(1), (0, 4), request=requests["three"])
+    commit(cache, unit(2), (0, 2), request=requests["two"])
+    commit(cache, unit(2), (0, 2), request=requests["three"])
+    found = plan(cache, [unit(1), unit(2), unit(3), unit(4)], num_views=2)
+    names = {request.fingerprint(): name for name, request in requests.items()} | {REQUEST.fingerprint(): "own"}
+    assert [(used.unit_name, names[used.part.request], used.first_view, used.num_views) for used in found.parts] == [
+        ("unit1", "own", 0, 1),
+        ("unit1", "three", 1, 1),
+        ("unit2", "two", 0, 2),
+        ("unit3", "own", 0, 2),
+        ("unit4", "two", 0, 2),
+    ]
+    assert [task.unit.name for task in found.tasks] == ["unit3"]
+    assert (found.num_lent_rows, found.num_missing_rows, found.num_rows) == (10, 4, 16)
+    assert found.not_lending == {requests["warm"].fingerprint(): "target.generation_temperature is 2.0, not 1.0"}
+
+
+def test_nothing_is_lent_by_a_narrower_request_or_a_lost_tar(tmp_path):
+    cache = Cache.at(str(tmp_path))
+    cache.add_request(REQUEST)
+    cache.add_request(wider(3))
+    commit(cache, unit(1), (0, 1))
+    lost = commit(cache, unit(1), (0, 1), request=wider(3))
+    cache.store.remove(cache.tar_name(lost))
+    found = plan(cache, [unit(1)], num_views=1, request=wider(2))
+    assert len(found.tasks) == 1
+    assert found.not_lending == {REQUEST.fingerprint(): "target.k is 1, less than 2"}

@@ -173,7 +173,7 @@ def test_verify_counts_what_it_looked_at(labeller, url, quick, capsys):
 
 def test_verify_reports_problems_in_words(labeller, url, tmp_path):
     label_set = labeller.label()
-    path = tmp_path / "cache" / label_set.tar_path(label_set.parts.column("tar_name")[0].as_py())
+    path = tmp_path / "cache" / label_set.tar_path(0)
     path.write_bytes(path.read_bytes()[:-1])
     found = verify_label_sets(url, progress=False)
     assert found["label_sets"][0]["num_problems"] == 1

@@ -51,10 +51,10 @@ def test_the_table_of_parts_says_where_every_block_lies(labeller):
     label_set = labeller.label()
     rows = label_set.parts.to_pylist()
     assert [row["unit_name"] for row in rows] == ["00000-00007", "00007-00014", "00014-00017"]
-    for row, indexed in zip(rows, index_source(labeller.source).units, strict=True):
+    for index, (row, indexed) in enumerate(zip(rows, index_source(labeller.source).units, strict=True)):
         part = PartSpec(request=labeller.request.fingerprint(), unit_digest=indexed.digest, first_view=0, num_views=2)
         record = labeller.cache.find_part(part)
-        assert label_set.tar_path(row["tar_name"]) == labeller.cache.tar_name(record)
+        assert label_set.tar_path(index) == labeller.cache.tar_name(record)
         assert row["blocks"] == [block.model_dump() for block in record.blocks]
         assert row["samples"] == record.samples.model_dump()
         assert (row["unit_digest"], row["num_samples"]) == (indexed.digest, indexed.num_samples)
@@ -134,6 +134,9 @@ def test_the_identity_is_of_request_units_and_views():
     smaller = PartSpec(request="ab" * 32, unit_digest="cd" * 32, first_view=0, num_views=2)
     assert label_set_id(request="ab" * 32, parts=[replace(used, part=smaller)]) == ids[0]
     assert ids[0] == "a7afa884877b211862800d1e400dc473"
+    # For which request it was made does: rows of a larger K are other bytes.
+    lent = PartSpec(request="ac" * 32, unit_digest="cd" * 32, first_view=0, num_views=4)
+    assert label_set_id(request="ab" * 32, parts=[replace(used, part=lent)]) != ids[0]
 
 
 @pytest.mark.parametrize(
@@ -206,11 +209,11 @@ def test_a_manifest_in_another_folder_is_refused(labeller):
 def test_lost_parts_made_anew_with_other_bytes_are_found(labeller):
     # Another device may round differently: the new tar has another digest, and the old manifest must not go on naming the lost one.
     label_set = labeller.label()
-    lost = label_set.tar_path(label_set.parts.column("tar_name")[1].as_py())
+    lost = label_set.tar_path(1)
     labeller.cache.store.remove(lost)
     mended = replace(labeller, rows_per_block=3).label()
     assert mended.manifest.id == label_set.manifest.id
-    found = [label_set.tar_path(name) for name in mended.parts.column("tar_name").to_pylist()]
+    found = [mended.tar_path(index) for index in range(mended.parts.num_rows)]
     assert lost not in found
     assert all(labeller.cache.store.exists(name) for name in found)
     assert LabelSet.open(labeller.cache, name_or_id="tiny").manifest == mended.manifest
@@ -280,6 +283,8 @@ def changed(table, **changes):
         ({"tar_bytes": -1}, "tar_bytes -1"),
         ({"tar_name": "../../../etc/passwd"}, "'../../../etc/passwd' is not the name of a part's tar"),
         ({"tar_name": "a\0b"}, "is not the name of a part's tar"),
+        ({"request": "../../elsewhere"}, "'../../elsewhere' is not a fingerprint"),
+        ({"request": None}, "1 values of request are missing"),
     ],
 )
 def test_tables_of_parts_that_cannot_be_are_refused_and_say_where(labeller, changes, problem):

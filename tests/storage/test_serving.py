@@ -8,8 +8,8 @@ import pytest
 
 from storage.config import ExperimentConfig
 from storage.errors import MismatchError
-from storage.serving import check_serves
-from storage.specs import CompactCodec, ExactCodec
+from storage.serving import served_target
+from storage.specs import CompactCodec, SoftLabelsSpec
 from tests.storage.caches import make_labeller, make_request
 
 VIEWS = {"kind": "random_resized_crop", "count": 2}
@@ -28,7 +28,7 @@ def config(*, views=VIEWS, target=TARGET):
 def problems(label_set, *, sections=None, **options):
     """Lines of the message between the first and the last."""
     try:
-        check_serves(label_set, config=config(**options), sections=sections)
+        served_target(label_set, config=config(**options), sections=sections)
     except MismatchError as error:
         first, *lines, last = str(error).splitlines()
         assert first == f"label set 'tiny' ({label_set.manifest.id}) does not serve this config:"
@@ -70,17 +70,17 @@ def test_every_field_of_the_views_counts(label_set, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"k": 4}, "target.k: the config asks for 4, the label set holds 3"),
-        ({"k": None}, "target.k: the config asks for None, the label set holds 3"),
+        ({"k": 4}, "target: the label set cannot serve the config's: target.k is 3, less than 4"),
+        ({"k": 11}, "target.k: the config asks for 11, the label set holds 10 classes"),
+        ({"k": None}, "target: the label set cannot serve the config's: it keeps the top 3 classes, not every one above a level"),
         (
             {"codec": {"kind": "exact"}},
-            f"target.codec: the config asks for {ExactCodec()!r}, the label set holds {CompactCodec()!r}",
+            "target: the label set cannot serve the config's: its compact codec has rounded the probabilities that the exact one keeps",
         ),
         (
-            {"codec": {"kind": "compact", "levels": 100}},
-            f"target.codec: the config asks for {CompactCodec(levels=100)!r}, the label set holds {CompactCodec()!r}",
+            {"generation_temperature": 2.0},
+            "target: the label set cannot serve the config's: target.generation_temperature is 1.0, not 2.0",
         ),
-        ({"generation_temperature": 2.0}, "target.generation_temperature: the config asks for 2.0, the label set holds 1.0"),
     ],
 )
 def test_every_field_of_the_target_counts(label_set, changes, said):
@@ -89,8 +89,15 @@ def test_every_field_of_the_target_counts(label_set, changes, said):
 
 
 def test_all_differences_are_said_at_once(label_set):
-    found = problems(label_set, views={**VIEWS, "count": 5, "seed": 9}, target={**TARGET, "k": 1})
-    assert [line.split(":")[0] for line in found] == ["views.count", "views.seed", "target.k"]
+    found = problems(label_set, views={**VIEWS, "count": 5, "seed": 9}, target={**TARGET, "k": 4})
+    assert [line.split(":")[0] for line in found] == ["views.count", "views.seed", "target"]
+
+
+def test_a_wider_label_set_serves_a_narrower_target(label_set):
+    narrower = {**TARGET, "k": 2, "codec": {"kind": "compact", "levels": 100}}
+    asked = SoftLabelsSpec(num_classes=10, k=2, codec=CompactCodec(levels=100))
+    assert served_target(label_set, config=config(target=narrower)) == asked
+    assert served_target(label_set, config=config(target=narrower), sections={"views"}) == label_set.manifest.request.target
 
 
 def test_evaluation_views_and_random_views_do_not_serve_each_other(label_set, tmp_path):

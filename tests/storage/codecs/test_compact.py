@@ -106,20 +106,20 @@ def test_rows_that_keep_nothing_are_all_rest(k):
 
 
 def test_bytes_are_counts_steps_levels_and_rest():
-    probs = np.float64([[0.64, 0.16, 0.00001], [1.0, 0, 0]])
+    probs = np.float64([[0.64, 0.16, 0.00001], [1.0, 0, 0], [1.0, 0, 0]])
     with np.errstate(divide="ignore"):
         rows = RankedLabels(
-            class_ids=np.uint32([[700, 20, 5], [0, 1, 2]]),
+            class_ids=np.uint32([[700, 20, 5], [0, 1, 2], [3, 1, 2]]),
             log_probs=np.log(probs).astype(np.float32),
             log_rest=np.log(np.maximum(1 - probs.sum(axis=1), 0)).astype(np.float32),
         )
     streams = codecs.encode(rows, spec=SoftLabelsSpec(num_classes=1000, k=3, codec=CompactCodec(levels=100)))
     assert {name: stream.tolist() for name, stream in streams.items()} == {
-        "counts0": [2, 1],
-        "steps0": [20, 680 % 256, 0],
-        "steps1": [0, 680 // 256, 0],
-        "levels": [40, 80, 100],
-        "rest": [45, 0],
+        "counts0": [2, 1, 1],
+        "steps0": [20, 680 % 256, 0, 3],
+        "steps1": [0, 680 // 256, 0, 0],
+        "levels": [40, 80, 100, 100],
+        "rest": [45, 0, 0],
     }
 
 

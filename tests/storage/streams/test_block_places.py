@@ -13,6 +13,7 @@ def part(name, blocks):
     return {
         "unit_name": name,
         "unit_digest": "0" * 64,
+        "request": "0" * 64,
         "num_samples": 7,
         "first_view": 0,
         "num_views": 2,

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from storage.codecs import RankedLabels
 from storage.errors import CorruptError, MismatchError
 from storage.filesystem import Store
+from storage.label_set import UsedPart
 from storage.order import EpochOrder
 from storage.parts import PartWriter
-from storage.sources import open_source
-from storage.specs import CompactCodec, ExactCodec
+from storage.sources import index_source, open_source
+from storage.specs import CompactCodec, ExactCodec, PartSpec
 from storage.streams.label_stream import LabelStream
+from storage.verify import verify
 from tests.storage.caches import make_labeller, make_request, stored_digest, stored_row, write_pictures
 
 DEAD = frozenset({("ant/001.jpg", None), ("ant/003.jpg", 1), *(("bee/007.jpg", view) for view in (0, 1))})
@@ -196,7 +198,7 @@ def test_damage_met_while_reading_names_the_part_and_the_remedy(tmp_path, damage
     labeller = make_labeller(tmp_path)
     label_set = labeller.label()
     stream = LabelStream(label_set, source=labeller.source)
-    name = label_set.tar_path(label_set.parts.column("tar_name")[1].as_py())
+    name = label_set.tar_path(1)
     path = tmp_path / "cache" / name
     block = label_set.parts.column("blocks")[1].as_py()[0]
     data = bytearray(path.read_bytes())
@@ -239,3 +241,54 @@ def test_many_units_are_read_with_few_open(tmp_path, monkeypatch):
     for block_id in [*range(len(sizes)), *reversed(range(len(sizes)))]:
         rows = stream.read(epoch=0, block_ids=np.full(sizes[block_id], block_id), rows=np.arange(sizes[block_id]))
         check(rows, labeller, view=0)
+
+
+def test_rows_are_narrowed_to_the_target(labeller, label_set):
+    asked = label_set.manifest.request.target.model_copy(update={"k": 2})
+    narrowed = LabelStream(label_set, source=labeller.source, target=asked)
+    whole = read_all(LabelStream(label_set, source=labeller.source))
+    found = read_all(narrowed)
+    assert found.keys == whole.keys
+    assert found.soft_labels.probs.shape[1] == 2 < whole.soft_labels.probs.shape[1]
+    np.testing.assert_allclose(found.soft_labels.probs.sum(axis=1) + found.soft_labels.rest, 1, atol=1e-6)
+    np.testing.assert_array_equal(np.sort(found.soft_labels.probs), np.sort(whole.soft_labels.probs)[:, 1:])
+    assert narrowed.identity() != LabelStream(label_set, source=labeller.source).identity()
+    again = pickle.loads(pickle.dumps(narrowed))
+    np.testing.assert_array_equal(read_all(again).soft_labels.probs, found.soft_labels.probs)
+
+
+def test_a_target_the_label_set_does_not_hold_is_refused(labeller, label_set):
+    asked = label_set.manifest.request.target.model_copy(update={"k": 4})
+    with pytest.raises(MismatchError, match="label set 'tiny' cannot serve this target: target.k is 3, less than 4"):
+        LabelStream(label_set, source=labeller.source, target=asked)
+
+
+def test_a_label_set_may_be_served_by_wider_parts(tmp_path):
+    wide = make_labeller(tmp_path, request=make_request(k=5))
+    narrow = replace(wide, request=make_request(k=2))
+    wide.label(name="wide")
+    narrow.cache.add_request(narrow.request)
+    used = []
+    for indexed in index_source(wide.source).units:
+        owner = narrow if indexed.unit.name == "00007-00014" else wide
+        part = PartSpec(request=owner.request.fingerprint(), unit_digest=indexed.digest, first_view=0, num_views=2)
+        if owner is narrow:
+            data, record = owner.make_part(indexed, first_view=0, num_views=2)
+            owner.cache.commit_part(data, record=record)
+        used.append((UsedPart(unit_name=indexed.unit.name, part=part, first_view=0, num_views=2), owner.cache.find_part(part)))
+    label_set = narrow.commit(used, name="mixed", num_views=2)
+    assert label_set.manifest.served_by == (wide.request.target,)
+    assert verify(label_set).problems == ()
+    rows = read_all(LabelStream(label_set, source=wide.source))
+    assert rows.soft_labels.probs.shape == (17, 2)
+    own = [index for index, key in enumerate(rows.keys) if 7 <= int(key[4:7]) < 14]
+    dense = rows.soft_labels.densify()
+    assert [dense[index].tolist() for index in own] == [list(stored_row(narrow.request, rows.keys[index], 0)) for index in own]
+    stray = replace(wide, request=make_request(k=1))
+    stray.cache.add_request(stray.request)
+    data, record = stray.make_part(index_source(wide.source).units[0], first_view=0, num_views=2)
+    record = stray.cache.commit_part(data, record=record)
+    lying = [(replace(used[0][0], part=record.part), record), *used[1:]]
+    stream = LabelStream(narrow.commit(lying, name="lying", num_views=2), source=wide.source)
+    with pytest.raises(CorruptError, match="is of other labels: target.k is 1, less than 2"):
+        read_all(stream)
