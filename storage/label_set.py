@@ -80,32 +80,25 @@ class LabelSet:
             MismatchError: there is none of that name.
             CorruptError: its files are not what was committed.
         """
-        names = cache.names()
+        named = cache.find_name(name_or_id)
+        if named is not None:
+            return cls.open_id(cache, label_set=named.label_set)
         ids = sorted(cache.label_set_ids())
         matching = [i for i in ids if len(name_or_id) >= 8 and i.startswith(name_or_id)]
-        label_set = names.get(name_or_id) or (matching[0] if len(matching) == 1 else None)
-        if label_set is None:
+        if len(matching) != 1:
             if not ids:
                 raise CacheError(f"{cache.store.url} holds no label set; make one with `decant label`")
-            raise MismatchError(f"{cache.store.url} holds no label set {name_or_id!r}.{did_you_mean(name_or_id, [*names, *ids])}")
-        return cls.open_id(cache, label_set=label_set)
+            known = [*cache.names(), *ids]
+            raise MismatchError(f"{cache.store.url} holds no label set {name_or_id!r}.{did_you_mean(name_or_id, known)}")
+        return cls.open_id(cache, label_set=matching[0])
 
     @classmethod
     def open_id(cls, cache: Cache, *, label_set: str) -> Self:
         """Open a label set by its full id."""
-        folder = f"label_sets/{label_set}"
-        origin = f"{cache.store.url}/{folder}"
-        body = unseal(_read(cache, f"{folder}/manifest.json"))
-        if body is None:
-            raise CorruptError(f"{origin}/manifest.json is damaged (its sha256 differs); run decant label again")
-        try:
-            manifest = Manifest.model_validate_json(body)
-        except ValidationError as error:
-            raise FormatError(f"{origin}/manifest.json: not a manifest this release can read: {error}") from error
-        if manifest.id != label_set:
-            raise MismatchError(f"{origin}/manifest.json is that of {manifest.id}; the folder was renamed")
-        table = _read(cache, f"{folder}/{manifest.parts_file}", sha256=manifest.parts_sha256)
-        parts = read_parts_table(table, num_views=manifest.num_views, origin=f"{origin}/{manifest.parts_file}")
+        manifest = read_manifest(cache, label_set=label_set)
+        name = f"label_sets/{label_set}/{manifest.parts_file}"
+        table = _read(cache, name, sha256=manifest.parts_sha256)
+        parts = read_parts_table(table, num_views=manifest.num_views, origin=f"{cache.store.url}/{name}")
         return cls(cache=cache, manifest=manifest, parts=parts)
 
     def tar_path(self, part: int) -> str:
@@ -127,6 +120,26 @@ class LabelSet:
         name = f"{self.folder}/{self.manifest.class_means_file}"
         data = _read(self.cache, name, sha256=self.manifest.class_means_sha256)
         return decode_class_means(data, origin=f"{self.cache.store.url}/{name}")
+
+
+def read_manifest(cache: Cache, *, label_set: str) -> Manifest:
+    """Return the manifest of a label set by its full id.
+
+    Raises:
+        CorruptError: it is missing or damaged, or of another release.
+        MismatchError: it is that of another label set.
+    """
+    origin = f"{cache.store.url}/label_sets/{label_set}/manifest.json"
+    body = unseal(_read(cache, f"label_sets/{label_set}/manifest.json"))
+    if body is None:
+        raise CorruptError(f"{origin} is damaged (its sha256 differs); run decant label again")
+    try:
+        manifest = Manifest.model_validate_json(body)
+    except ValidationError as error:
+        raise FormatError(f"{origin}: not a manifest this release can read: {error}") from error
+    if manifest.id != label_set:
+        raise MismatchError(f"{origin} is that of {manifest.id}; the folder was renamed")
+    return manifest
 
 
 def _read(cache: Cache, name: str, *, sha256: str | None = None) -> bytes:
@@ -250,7 +263,9 @@ def commit_label_set(
             yield used, record
 
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, PARTS_SCHEMA, compression="zstd", write_statistics=False) as writer:
+    # Readers know the schema, and digests fill no dictionary: what these would take weighs in small label sets.
+    options = {"compression": "zstd", "write_statistics": False, "store_schema": False, "use_dictionary": ["request"]}
+    with pq.ParquetWriter(buffer, PARTS_SCHEMA, **options) as writer:
         for batch in _write_parts(summed(), totals):
             writer.write_batch(batch)
     table = buffer.getvalue()

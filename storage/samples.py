@@ -44,7 +44,7 @@ def encode_samples(table: SampleTable) -> bytes:
     labels = (table.labels + 1).astype(np.uint32)
     streams = {"keys": np.frombuffer(keys, dtype=np.uint8)}
     streams |= {f"labels{i}": plane for i, plane in enumerate(pack(labels, num_bits=32))}
-    return encode_block({"kind": "samples", "num_samples": len(table.keys)}, streams)
+    return encode_block({"kind": "samples", "num_samples": len(table.keys)}, streams, text=True)
 
 
 def _read_header(header: dict[str, Any]) -> tuple[int, dict[str, int]]:

@@ -19,8 +19,8 @@ from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
 from storage.specs import CompactCodec, SoftLabelsSpec
 
-_FULL = 0.7
-"""From this share of kept entries on, rows are stored equally wide: a tenth faster to read, for -1 to +3 % of bytes."""
+_FULL = 7 / 8
+"""From this share of kept entries on, rows are stored equally wide: no larger, and faster to read."""
 
 _DROPPED = np.uint64(2**64 - 1)
 _SQUARES = (np.arange(256, dtype=np.float32) ** 2).astype(np.float32)
@@ -91,13 +91,16 @@ def _padded(planes: list[Bytes], *, counts: npt.NDArray[Any]) -> list[Bytes]:
     ends = np.cumsum(counts, dtype=np.int64)
     num_rows, total, entries = len(counts), int(ends[-1]), int(counts.max())
     starts = ends - counts
+    fitting = np.minimum(starts, total - entries)
+    cut_short = np.flatnonzero((starts > fitting) & (counts > 0)).tolist()
     kept = _kept(counts, entries=entries)
-    tail = np.zeros(entries, dtype=np.uint8)
     padded = []
     for plane in planes:
         # A window of `entries` bytes at every place, as one item: whole items are copied several times faster than rows of bytes.
-        windows = np.ndarray((total + 1,), dtype=f"V{entries}", buffer=np.concatenate([plane, tail]), strides=(1,))
-        rows = windows[starts].view(np.uint8).reshape(num_rows, entries)
+        windows = np.ndarray((total - entries + 1,), dtype=f"V{entries}", buffer=plane, strides=(1,))
+        rows = windows[fitting].view(np.uint8).reshape(num_rows, entries)
+        for row in cut_short:
+            rows[row, : counts[row]] = plane[starts[row] : ends[row]]
         padded.append(np.multiply(rows, kept, out=rows))
     return padded
 
