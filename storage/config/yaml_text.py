@@ -24,6 +24,7 @@ _PLAIN_SCALARS = {
     }.items()
 }
 _ANYTHING = re.compile("")
+_MAX_NODES = 100_000
 _TAGS = {*_PLAIN_SCALARS, f"{_PREFIX}str", f"{_PREFIX}seq", f"{_PREFIX}map"}
 
 
@@ -63,6 +64,8 @@ def parse_yaml(text: str) -> Any:
         loader = _CoreLoader(text)
         node = loader.get_single_node()
         problems = [] if node is None else _find_problems(node)
+        if node is not None and _expanded_size(node, sizes={}) > _MAX_NODES:
+            problems.append(f"an alias holds itself, or aliases repeat the document to more than {_MAX_NODES:,} values: write out what you need")
         if not problems:
             return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
@@ -77,6 +80,20 @@ def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
     where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
     context = f" {error.context}" if error.context else ""
     return f"{where}YAML syntax error{context}: {error.problem or 'cannot be read'}"
+
+
+def _expanded_size(node: yaml.Node, *, sizes: dict[int, int]) -> int:
+    """Return the values of a node with every alias written out; one that holds itself has more than any limit."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    sizes[id(node)] = _MAX_NODES + 1
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    sizes[id(node)] = 1 + sum(_expanded_size(child, sizes=sizes) for child in children)
+    return sizes[id(node)]
 
 
 def _find_problems(root: yaml.Node) -> list[str]:

@@ -143,6 +143,14 @@ def test_what_is_no_plain_data_is_refused_with_its_line(text, problems):
     assert caught.value.problems == problems
 
 
+def test_aliases_that_multiply_are_refused_and_others_are_not():
+    lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 9)]
+    with pytest.raises(YamlProblemsError, match="aliases repeat the document to more than 100,000 values"):
+        parse_yaml("\n".join(lines))
+    assert len(parse_yaml("\n".join(lines[:4]))["l3"]) == 9
+
+
 def test_too_deep_and_too_long_texts_are_refused():
     with pytest.raises(YamlProblemsError, match="not a YAML text: maximum recursion depth"):
         parse_yaml("[" * 5000 + "]" * 5000)
