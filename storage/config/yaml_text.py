@@ -65,7 +65,8 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         problems = [] if node is None else _find_problems(node)
         if node is not None and _expanded_size(node, sizes={}) > _MAX_NODES:
-            problems.append(f"an alias holds itself, or aliases repeat the document to more than {_MAX_NODES:,} values: write out what you need")
+            what = f"an alias holds itself, or aliases repeat the document to more than {_MAX_NODES:,} values"
+            problems.append(f"{what}: write out what you need")
         if not problems:
             return None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
