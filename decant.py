@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
+from storage.commands import add_cache_actions, run_cache_action
 from storage.errors import DecantError
 
 _EXIT_INTERRUPTED = 130
@@ -62,7 +63,7 @@ def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str
     except ImportError as error:
         _need("label", error)
     options = pipeline_options(beam_arguments)
-    run = plan_run(config, progress=not arguments.json)
+    run = plan_run(config, progress=not arguments.json, retry_dead_letters=arguments.retry_dead_letters)
     if not arguments.json and run.plan.tasks:
         plan = run.plan
         _say(f"{config.name}: {plan.num_missing_rows:,} of {plan.num_rows:,} rows to label, in {len(plan.tasks):,} work units")
@@ -94,17 +95,42 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
-    from storage import catalogue
+    found = run_cache_action(arguments)
+    text = found.pop("text")
+    if not arguments.json:
+        _say(text)
+    return found
 
-    match arguments.action:
-        case "ls":
-            found = catalogue.list_cache(arguments.cache)
-        case "show":
-            found = catalogue.show_label_set(arguments.cache, name=arguments.label_set, with_dead_letters=arguments.dead_letters)
-        case _:
-            found = catalogue.verify_label_sets(
-                arguments.cache, name=arguments.label_set, quick=arguments.quick, progress=not arguments.json
-            )
+
+def _audit(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = _load(arguments)
+    try:
+        from pipelines.audit import audit
+    except ImportError as error:
+        _need("label", error)
+    found = audit(
+        config,
+        label_set=arguments.label_set,
+        num_rows=arguments.rows,
+        threshold=arguments.threshold,
+        seed=arguments.seed,
+        progress=not arguments.json,
+    )
+    text = found.pop("text")
+    if not arguments.json:
+        _say(text)
+    return found
+
+
+def _repair(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
+    config = _load(arguments)
+    try:
+        from pipelines.repair import repair
+        from pipelines.runner import pipeline_options
+    except ImportError as error:
+        _need("label", error)
+    options = pipeline_options(beam_arguments)
+    found = repair(config, dry_run=arguments.dry_run, options=options, progress=not arguments.json)
     text = found.pop("text")
     if not arguments.json:
         _say(text)
@@ -173,6 +199,28 @@ def _parser() -> argparse.ArgumentParser:
         "  decant label configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081",
     )
     label.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers)")
+    label.add_argument(
+        "--retry-dead-letters",
+        action="store_true",
+        help="also compute rows without a label, where pictures are unchanged",
+    )
+    audit = add(
+        "audit",
+        parents=[common, config],
+        text="Run the teacher again on some of the labelled rows and compare; exit status 1 where they differ.",
+        example="decant audit configs/fashion_mnist.yaml --rows 256",
+    )
+    audit.add_argument("--label-set", help="name or id (default: the one the config's name points at)")
+    audit.add_argument("--rows", type=int, default=64, help="rows to look at (default: 64)")
+    audit.add_argument("--threshold", type=float, help="largest total variation that passes (default: by precision and codec)")
+    audit.add_argument("--seed", type=int, default=0, help="another one chooses other rows (default: 0)")
+    repair = add(
+        "repair",
+        parents=[common, config],
+        text="Check every byte of an experiment's labels; compute anew what is damaged or missing. Unknown options go to Beam.",
+        example="decant repair configs/fashion_mnist.yaml",
+    )
+    repair.add_argument("--dry-run", action="store_true", help="only say what is damaged")
     train = add(
         "train",
         parents=[common, config],
@@ -182,40 +230,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--restart", action="store_true", help="begin anew instead of going on from the newest checkpoint")
     cache = commands.add_parser(
         "cache",
-        help="What is in a cache, and whether every byte of it is right.",
-        description="What is in a cache, and whether every byte of it is right.",
+        help="What is in a cache, whether every byte of it is right; names, differences, garbage, export and import.",
+        description="What is in a cache, whether every byte of it is right; names, differences, garbage, export and import.",
         epilog="example:\n  decant cache ls runs/demo/cache\n  decant cache verify runs/demo/cache",
         formatter_class=formatter,
     )
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, text in (
-        ("ls", "List the label sets of a cache."),
-        ("show", "Say what a label set is: teacher, views, target, rows, bytes, mass kept, provenance, dead letters."),
-        ("verify", "Check every byte of a label set, or of all; exit status 1 if anything is wrong."),
-    ):
-        example = f"decant cache {name} runs/demo/cache" + (" digits" if name == "show" else "")
-        action = actions.add_parser(
-            name, parents=[common], help=text, description=text, epilog=f"example:\n  {example}", formatter_class=formatter
-        )
-        action.add_argument("cache", help="local path or fsspec URL of the cache")
-        if name != "ls":
-            action.add_argument("label_set", nargs=None if name == "show" else "?", help="name or id of a label set")
-        if name == "show":
-            action.add_argument(
-                "--dead-letters", action="store_true", help="list every sample that has no label, with the reason"
-            )
-        if name == "verify":
-            action.add_argument("--quick", action="store_true", help="manifests and sizes only")
+    add_cache_actions(actions, common=common, formatter=formatter)
     return parser
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-    if arguments.command == "label":
-        return _label(arguments, rest)
+    if arguments.command in {"label", "repair"}:
+        return (_label if arguments.command == "label" else _repair)(arguments, rest)
     if rest:
         raise _UsageError(f"unknown arguments: {' '.join(rest)}")
     handlers: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]
-    handlers = {"plan": _plan, "train": _train, "cache": _cache, "demo": _demo}
+    handlers = {"plan": _plan, "train": _train, "audit": _audit, "cache": _cache, "demo": _demo}
     return handlers[arguments.command](arguments)
 
 

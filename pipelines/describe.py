@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pipelines.label import LabelReport, PlannedRun
-from storage.specs import CompactCodec, SoftLabelsSpec
+from storage.specs import CompactCodec, SoftLabelsSpec, TeacherSpec
 
 
 def describe_plan(run: PlannedRun) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def describe_plan(run: PlannedRun) -> dict[str, Any]:
         "not_lending": dict(plan.not_lending),
     }
     teacher, view, target = plan.request.teacher, plan.request.view, plan.request.target
+    assert isinstance(teacher, TeacherSpec)
     figures["text"] = "\n".join(
         [
             f"{run.config.name}: {plan.num_samples:,} samples in {plan.num_units:,} units, {plan.num_views} views each",
@@ -93,6 +94,8 @@ def describe_report(report: LabelReport, *, cache: str) -> str:
             f"{report.name}: {report.num_computed_rows:,} of {report.num_rows:,} rows labelled in {report.seconds:.1f} s"
         )
     lines.append(f"  dead letters     {report.num_dead_letters:,}")
+    if report.num_retried_rows:
+        lines.append(f"  tried again      {report.num_retried_rows:,} rows, {report.num_cured_rows:,} have a label now")
     lines.append(f"  bytes a row      {report.bytes_per_row:.1f} ({report.parts_bytes:,} bytes of parts)")
     lines.append(f"  mass kept        {report.mass_kept:.4f}")
     lines.append(f"  codec KL         {report.codec_kl_mean:.2e} mean, {report.codec_kl_max:.2e} largest (nats)")

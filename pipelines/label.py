@@ -7,16 +7,18 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from tqdm import tqdm
 
+from pipelines.label_unit import LabelTask
 from pipelines.plan import LabelPlan, make_plan
 from pipelines.progress import PartProgress
 from pipelines.request import check_classes, resolve_request
+from pipelines.retry import num_cured_rows, retry_tasks
 from pipelines.runner import (
     WorkerDiedError,
     failure_of,
@@ -32,9 +34,12 @@ from storage.config import ExperimentConfig, SourceConfig, TeacherConfig
 from storage.errors import CacheError, ConfigError, DeadLetterLimitError, DecantError, SourceError
 from storage.hashing import fingerprint
 from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
+from storage.leases import hold_requests
 from storage.parts import DeadLetter, PartRecord
-from storage.sources import SourceMemo, index_source, open_source
+from storage.sources import IndexedUnit, SourceMemo, index_source, open_source
 from storage.sources.base import Source
+from storage.specs import RequestSpec
+from storage.tags import check_experiment_name
 
 _INDEX_THREADS = 4
 
@@ -69,6 +74,8 @@ class LabelReport:
     Attributes:
         label_set: id of the committed label set.
         num_computed_rows: rows computed by this run; the others were there.
+        num_retried_rows: those of them that were dead letters before.
+        num_cured_rows: those of these that have a label now.
         bytes_per_row: bytes of parts, over rows.
         mass_kept: mean probability mass of kept classes.
         agreement: share of labelled rows whose most probable class is the hard label; None without hard labels.
@@ -84,6 +91,8 @@ class LabelReport:
     num_samples: int
     num_rows: int
     num_computed_rows: int
+    num_retried_rows: int
+    num_cured_rows: int
     num_dead_letters: int
     parts_bytes: int
     bytes_per_row: float
@@ -96,8 +105,22 @@ class LabelReport:
     teacher_rows_per_second: float | None
 
 
-def plan_run(config: ExperimentConfig, *, progress: bool) -> PlannedRun:
-    """Check a config against the world and find what is missing. Loads the teacher only if nobody did before.
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a config says, checked against the world: the request it makes and what its source holds."""
+
+    config: ExperimentConfig
+    cache: Cache
+    source: Source
+    source_config: SourceConfig
+    teacher_config: TeacherConfig
+    request: RequestSpec
+    units: tuple[IndexedUnit, ...]
+    teacher_loaded: bool
+
+
+def survey_run(config: ExperimentConfig, *, progress: bool) -> Survey:
+    """Check a config against the world. Loads the teacher only if nobody did before.
 
     Raises:
         DecantError: anything that would stop the run, found before it starts.
@@ -127,21 +150,53 @@ def plan_run(config: ExperimentConfig, *, progress: bool) -> PlannedRun:
             on_progress=lambda done, total: _advance(bar, done=done, total=total),
         )
     check_classes(facts, source_classes=source.classes)
-    plan = make_plan(
-        cache,
-        request=request,
-        units=index.units,
-        num_views=config.views.count,
-        views_per_part=config.generation.views_per_part,
-    )
-    return PlannedRun(
+    return Survey(
         config=config,
         cache=cache,
         source=source,
         source_config=config.source,
         teacher_config=config.teacher,
-        plan=plan,
+        request=request,
+        units=index.units,
         teacher_loaded=loaded,
+    )
+
+
+def plan_run(config: ExperimentConfig, *, progress: bool, retry_dead_letters: bool = False) -> PlannedRun:
+    """Survey a config and find what is missing.
+
+    Args:
+        retry_dead_letters: count rows of dead letters as missing too, where the unit is unchanged.
+
+    Raises:
+        DecantError: anything that would stop the run, found before it starts.
+    """
+    survey = survey_run(config, progress=progress)
+    plan = make_plan(
+        survey.cache,
+        request=survey.request,
+        units=survey.units,
+        num_views=config.views.count,
+        views_per_part=config.generation.views_per_part,
+    )
+    if retry_dead_letters:
+        units = {unit.unit.name: unit for unit in survey.units}
+        plan = replace(plan, tasks=(*plan.tasks, *retry_tasks(survey.cache, parts=plan.parts, units=units)))
+    identity = label_set_id(request=plan.request.fingerprint(), parts=plan.parts)
+    check_experiment_name(survey.cache, name=config.name, label_set=identity)
+    return planned(survey, plan=plan)
+
+
+def planned(survey: Survey, *, plan: LabelPlan) -> PlannedRun:
+    """Return the run of a plan over what was surveyed."""
+    return PlannedRun(
+        config=survey.config,
+        cache=survey.cache,
+        source=survey.source,
+        source_config=survey.source_config,
+        teacher_config=survey.teacher_config,
+        plan=plan,
+        teacher_loaded=survey.teacher_loaded,
     )
 
 
@@ -153,34 +208,48 @@ def run_label(run: PlannedRun, *, options: PipelineOptions | None = None, progre
     """
     started = time.perf_counter()
     times: list[UnitTimes] = []
-    if run.plan.tasks:
-        times = _run_tasks(run, options=options or pipeline_options([]), progress=progress)
-    seconds = time.perf_counter() - started
-    label_set = _commit(run)
+    # What is reused may have been nobody's until now: garbage collection beside this run must leave it.
+    with hold_requests(run.cache, requests={run.plan.request.fingerprint(), *(used.part.request for used in run.plan.parts)}):
+        if run.plan.tasks:
+            times = _run_tasks(run, options=options or pipeline_options([]), progress=progress)
+        seconds = time.perf_counter() - started
+        label_set = _commit(run)
     return _report(run, label_set, seconds=seconds, times=times)
 
 
 def _run_tasks(run: PlannedRun, *, options: PipelineOptions, progress: bool) -> list[UnitTimes]:
-    config, cache, plan = run.config, run.cache, run.plan
+    cache, plan = run.cache, run.plan
     _check_reach(run, options=options)
-    folder = f"runs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
     cache.add_request(plan.request)
+    times: list[UnitTimes] = []
+    for request in sorted({task.part.request for task in plan.tasks}):
+        tasks = [task for task in plan.tasks if task.part.request == request]
+        times += _run_request(run, request=cache.request(request), tasks=tasks, options=options, progress=progress)
+    return times
+
+
+def _run_request(
+    run: PlannedRun, *, request: RequestSpec, tasks: list[LabelTask], options: PipelineOptions, progress: bool
+) -> list[UnitTimes]:
+    """Compute tasks of one request; parts that serve others are of the request they were made for."""
+    config, cache = run.config, run.cache
+    folder = f"runs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
     files = []
-    for start in range(0, len(plan.tasks), TASKS_PER_FILE):
+    for start in range(0, len(tasks), TASKS_PER_FILE):
         files.append(f"{folder}/tasks/{start // TASKS_PER_FILE:06d}.json")
-        tasks = [task_to_json(task) for task in plan.tasks[start : start + TASKS_PER_FILE]]
-        cache.store.write(files[-1], json.dumps(tasks).encode())
+        in_file = [task_to_json(task) for task in tasks[start : start + TASKS_PER_FILE]]
+        cache.store.write(files[-1], json.dumps(in_file).encode())
     label_units = LabelUnits(
         cache=cache,
         run=folder,
-        request=plan.request,
+        request=request,
         teacher=run.teacher_config,
         source=run.source_config,
         generation=config.generation,
     )
     pipeline = make_pipeline(options, workers=config.generation.workers)
     _ = pipeline | beam.Create(files) | LabelTasks(store=cache.store, label_units=label_units)
-    with PartProgress(plan, cache=cache, show=progress and sys.stderr.isatty()):
+    with PartProgress(tasks, cache=cache, show=progress and sys.stderr.isatty()):
         try:
             run_pipeline(pipeline)
         except WorkerDiedError:
@@ -287,6 +356,8 @@ def _report(run: PlannedRun, label_set: LabelSet, *, seconds: float, times: list
         num_samples=manifest.num_samples,
         num_rows=manifest.num_rows,
         num_computed_rows=run.plan.num_missing_rows,
+        num_retried_rows=sum(task.num_dead_rows for task in run.plan.tasks),
+        num_cured_rows=num_cured_rows(run.cache, run.plan.tasks),
         num_dead_letters=manifest.num_dead_letters,
         parts_bytes=manifest.parts_bytes,
         bytes_per_row=manifest.parts_bytes / rows,

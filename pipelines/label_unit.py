@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.extraction import ExtractedBatch, extract
+from pipelines.failure_trace import short_traceback, without_addresses
 from pipelines.rendering import RenderedSample, SampleRenderer, map_ahead
 from pipelines.teachers.base import Teacher
 from storage.codecs import RankedLabels
@@ -25,7 +26,7 @@ from storage.parts import DeadLetter, PartRecord, PartStatistics, PartWriter
 from storage.samples import SampleTable
 from storage.soft_labels import SoftLabels
 from storage.sources import UnitDigest
-from storage.sources.base import NO_LABEL, Source, SourceUnit
+from storage.sources.base import NO_LABEL, Sample, Source, SourceUnit
 from storage.specs import CompactCodec, PartSpec, RequestSpec
 
 _PROVENANCE_PACKAGES = ("decant", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "apache-beam")
@@ -33,11 +34,23 @@ _PROVENANCE_PACKAGES = ("decant", "torch", "torchvision", "timm", "transformers"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelTask:
-    """One work unit: a source unit and the range of views that is missing."""
+    """One work unit: a source unit and the range of views that is missing, or in which rows are missing.
+
+    Attributes:
+        replaces: name of the part's tar whose dead letters are tried again; None: the part is computed as a whole.
+        num_dead_rows: rows that are tried again.
+    """
 
     unit: SourceUnit
     part: PartSpec
     num_samples: int
+    replaces: str | None = None
+    num_dead_rows: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to compute, dead letters not taken off."""
+        return self.num_dead_rows if self.replaces is not None else self.num_samples * self.part.num_views
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,15 +69,21 @@ class LabelledUnit:
 
 
 @dataclass(kw_only=True)
-class _ViewRows:
-    """Rows of one view of the whole unit, filled batch by batch."""
+class ViewRows:
+    """Rows of one view of the whole unit, filled batch by batch.
+
+    Attributes:
+        present: bool [samples], whether the sample's row was computed; others mean nothing.
+        digests: uint64 [samples], digests of rendered views, 0 where there is none.
+    """
 
     rows: RankedLabels
     present: npt.NDArray[np.bool_]
     digests: npt.NDArray[np.uint64]
 
     @classmethod
-    def empty(cls, num_samples: int, *, entries: int) -> _ViewRows:
+    def empty(cls, num_samples: int, *, entries: int) -> ViewRows:
+        """Return room for the rows of a unit."""
         return cls(
             rows=RankedLabels(
                 class_ids=np.zeros((num_samples, entries), dtype=np.uint32),
@@ -75,6 +94,58 @@ class _ViewRows:
             digests=np.zeros(num_samples, dtype=np.uint64),
         )
 
+    def take(self, samples: npt.NDArray[np.int64]) -> RankedLabels:
+        """Return the rows of some samples."""
+        return RankedLabels(
+            class_ids=self.rows.class_ids[samples],
+            log_probs=self.rows.log_probs[samples],
+            log_rest=self.rows.log_rest[samples],
+        )
+
+
+@dataclass(kw_only=True)
+class ComputedUnit:
+    """What a teacher said of a unit.
+
+    Attributes:
+        table: all samples of the unit, computed or not.
+        views: rows of each view of the task.
+        probability_sums: float64 [classes], sums of all class probabilities over the rows that are present.
+    """
+
+    table: SampleTable
+    views: list[ViewRows]
+    dead_letters: list[DeadLetter]
+    probability_sums: npt.NDArray[np.float64]
+    teacher_seconds: float
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    """The samples of a unit as they pass by; each is counted, also one that is not wanted."""
+
+    num_samples: int
+    wanted: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.int64]
+    keys: list[str] = field(default_factory=list)
+    digest: UnitDigest = field(default_factory=UnitDigest)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    too_many: bool = False
+
+    def watch(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+        """Yield the samples that are wanted; ends early where there are more than there should be."""
+        for sample in samples:
+            if sample.position >= self.num_samples:
+                self.too_many = True
+                return
+            self.digest.add(sample)
+            self.keys.append(sample.key)
+            self.labels[sample.position] = sample.label
+            if sample.error is not None:
+                self.unreadable.append((sample.key, sample.error))
+            if self.wanted[sample.position]:
+                yield sample
+
 
 @dataclass(kw_only=True)
 class UnitLabeller:
@@ -84,7 +155,6 @@ class UnitLabeller:
     source: Source
     request: RequestSpec
     config: GenerationConfig
-    _probability_sums: npt.NDArray[np.float64] = field(init=False, repr=False)
 
     def label(self, task: LabelTask) -> LabelledUnit:
         """Return the part of a work unit.
@@ -94,74 +164,102 @@ class UnitLabeller:
             TeacherError: the teacher fails on every sample of a batch and on black pictures, or runs out of memory.
         """
         started = time.perf_counter()
-        spec = self.request.target
-        self._probability_sums = np.zeros(spec.num_classes)
-        views = [_ViewRows.empty(task.num_samples, entries=spec.max_entries) for _ in range(task.part.num_views)]
-        keys: list[str] = []
-        labels = np.full(task.num_samples, NO_LABEL, dtype=np.int64)
-        dead_letters: list[DeadLetter] = []
-        unit_digest = UnitDigest()
-        teacher_seconds = 0.0
-        for batch in self._batches(task):
-            for rendered in batch:
-                sample = rendered.sample
-                if sample.position >= task.num_samples:
-                    raise self._changed(task, dead_letters=dead_letters)
-                unit_digest.add(sample)
-                keys.append(sample.key)
-                labels[sample.position] = sample.label
-                if rendered.dead_letter is not None:
-                    dead_letters.append(rendered.dead_letter)
-            for index, rows in enumerate(views):
-                teacher_seconds += self._label_view(batch, index=index, rows=rows, task=task, dead_letters=dead_letters)
-        if len(keys) != task.num_samples or unit_digest.hexdigest() != task.part.unit_digest:
-            raise self._changed(task, dead_letters=dead_letters)
-        table = SampleTable(keys=tuple(keys), labels=labels)
-        writer = PartWriter(part=task.part, target=spec, samples=table)
+        computed = self.compute(task, wanted=np.ones((task.part.num_views, task.num_samples), dtype=np.bool_))
+        writer = PartWriter(part=task.part, target=self.request.target, samples=computed.table)
         statistics = PartStatistics()
-        for index, rows in enumerate(views):
-            for measured in self._write_view(writer, view=task.part.first_view + index, rows=rows, labels=labels):
+        for index, rows in enumerate(computed.views):
+            for measured in self._write_view(writer, view=task.part.first_view + index, rows=rows, labels=computed.table.labels):
                 statistics = statistics.plus(measured)
         data, record = writer.finish(
             unit_name=task.unit.name,
-            class_means=self._probability_sums / max(statistics.num_rows, 1),
-            dead_letters=tuple(dead_letters),
+            class_means=computed.probability_sums / max(statistics.num_rows, 1),
+            dead_letters=tuple(computed.dead_letters),
             statistics=statistics,
             provenance=provenance(self.teacher),
         )
-        return LabelledUnit(data=data, record=record, seconds=time.perf_counter() - started, teacher_seconds=teacher_seconds)
-
-    def _changed(self, task: LabelTask, *, dead_letters: list[DeadLetter]) -> SourceError:
-        lost = [letter for letter in dead_letters if letter.stage == "read"]
-        unread = f"; {len(lost)} samples cannot be read, first {lost[0].key!r}: {lost[0].reason}" if lost else ""
-        return SourceError(
-            f"unit {task.unit.name!r} changed since it was indexed (its content no longer has digest {task.part.unit_digest[:16]}"
-            f"{unread}); no label was stored for it. Run decant label again once the source is at rest"
+        return LabelledUnit(
+            data=data, record=record, seconds=time.perf_counter() - started, teacher_seconds=computed.teacher_seconds
         )
 
-    def _batches(self, task: LabelTask) -> Iterator[list[RenderedSample]]:
+    def compute(self, task: LabelTask, *, wanted: npt.NDArray[np.bool_]) -> ComputedUnit:
+        """Read a whole unit and run the teacher on some of its rows.
+
+        Args:
+            wanted: bool [views of the part, samples].
+
+        Raises:
+            SourceError: the unit cannot be read, or no longer holds what was indexed.
+            TeacherError: the teacher fails on every sample of a batch and on black pictures, or runs out of memory.
+        """
+        spec = self.request.target
+        reading = _Reading(
+            num_samples=task.num_samples,
+            wanted=np.asarray(wanted.any(axis=0), dtype=np.bool_),
+            labels=np.full(task.num_samples, NO_LABEL, dtype=np.int64),
+        )
+        views = [ViewRows.empty(task.num_samples, entries=spec.max_entries) for _ in range(task.part.num_views)]
+        dead_letters: list[DeadLetter] = []
+        sums = np.zeros(spec.num_classes)
+        teacher_seconds = 0.0
+        for batch in self._batches(task, reading=reading):
+            dead_letters += [item.dead_letter for item in batch if item.dead_letter is not None]
+            for index, rows in enumerate(views):
+                teacher_seconds += self._label_view(
+                    batch, index=index, wanted=wanted[index], rows=rows, task=task, dead_letters=dead_letters, sums=sums
+                )
+        short = len(reading.keys) != task.num_samples
+        if reading.too_many or short or reading.digest.hexdigest() != task.part.unit_digest:
+            raise self._changed(task, unreadable=reading.unreadable)
+        return ComputedUnit(
+            table=SampleTable(keys=tuple(reading.keys), labels=reading.labels),
+            views=views,
+            dead_letters=dead_letters,
+            probability_sums=sums,
+            teacher_seconds=teacher_seconds,
+        )
+
+    def _changed(self, task: LabelTask, *, unreadable: list[tuple[str, str]]) -> SourceError:
+        lost = f"; {len(unreadable)} samples cannot be read, first {unreadable[0][0]!r}: {unreadable[0][1]}" if unreadable else ""
+        return SourceError(
+            f"unit {task.unit.name!r} changed since it was indexed (its content no longer has digest {task.part.unit_digest[:16]}"
+            f"{lost}); no label was stored for it. Run decant label again once the source is at rest"
+        )
+
+    def _batches(self, task: LabelTask, *, reading: _Reading) -> Iterator[list[RenderedSample]]:
         renderer = SampleRenderer(
-            view=self.request.view,
+            view=self.request.rendered_view(),
             first_view=task.part.first_view,
             num_views=task.part.num_views,
             max_pixels=self.config.max_image_pixels,
+            block_rows=block_rows(self.request.target, num_samples=task.num_samples),
         )
         rendered = map_ahead(
-            renderer, self.source.read(task.unit), threads=self.config.decode_threads, ahead=2 * self.config.batch_size
+            renderer,
+            reading.watch(self.source.read(task.unit)),
+            threads=self.config.decode_threads,
+            ahead=2 * self.config.batch_size,
         )
         while batch := list(islice(rendered, self.config.batch_size)):
             yield batch
 
     def _label_view(
-        self, batch: list[RenderedSample], *, index: int, rows: _ViewRows, task: LabelTask, dead_letters: list[DeadLetter]
+        self,
+        batch: list[RenderedSample],
+        *,
+        index: int,
+        wanted: npt.NDArray[np.bool_],
+        rows: ViewRows,
+        task: LabelTask,
+        dead_letters: list[DeadLetter],
+        sums: npt.NDArray[np.float64],
     ) -> float:
-        alive = np.array([item.views is not None for item in batch])
-        first = batch[0].sample.position
-        span = slice(first, first + len(batch))
+        """Run the teacher on one view of a batch, fill in its rows, add to `dead_letters` and `sums`; return seconds."""
+        positions = np.array([item.sample.position for item in batch])
+        alive = np.array([item.views is not None for item in batch]) & wanted[positions]
         if not alive.any():
             return 0.0
         # A dead sample keeps its place as a black picture: what its neighbours get does not depend on it.
-        pixels = np.zeros((self.config.batch_size, *self.request.view.size, 3), dtype=np.uint8)
+        pixels = np.zeros((self.config.batch_size, *self.request.rendered_view().size, 3), dtype=np.uint8)
         for place, item in enumerate(batch):
             if item.views is not None:
                 pixels[place] = item.views[index]
@@ -170,20 +268,28 @@ class UnitLabeller:
         elapsed = time.perf_counter() - started
         for index_dead in np.flatnonzero(alive & ~extracted.finite).tolist():
             sample = batch[index_dead].sample
-            reason = failed.get(index_dead, "the teacher's logits hold NaN or infinity")
-            view = task.part.first_view + index
-            dead_letters.append(DeadLetter(key=sample.key, position=sample.position, view=view, stage="teacher", reason=reason))
-        rows.rows.class_ids[span] = extracted.rows.class_ids
-        rows.rows.log_probs[span] = extracted.rows.log_probs
-        rows.rows.log_rest[span] = extracted.rows.log_rest
-        rows.present[span] = alive & extracted.finite
-        rows.digests[span] = [item.digests[index] for item in batch]
-        self._probability_sums += extracted.probability_sums
+            error = failed.get(index_dead)
+            dead_letters.append(
+                DeadLetter(
+                    key=sample.key,
+                    position=sample.position,
+                    view=task.part.first_view + index,
+                    stage="teacher",
+                    reason="the teacher's logits hold NaN or infinity" if error is None else without_addresses(str(error)),
+                    traceback="" if error is None else short_traceback(error),
+                )
+            )
+        rows.rows.class_ids[positions] = extracted.rows.class_ids
+        rows.rows.log_probs[positions] = extracted.rows.log_probs
+        rows.rows.log_rest[positions] = extracted.rows.log_rest
+        rows.present[positions] = alive & extracted.finite
+        rows.digests[positions] = [item.digests[index] for item in batch]
+        sums += extracted.probability_sums
         return elapsed
 
     def _run_teacher(
         self, pixels: npt.NDArray[np.uint8], *, alive: npt.NDArray[np.bool_], unit_name: str
-    ) -> tuple[ExtractedBatch, dict[int, str]]:
+    ) -> tuple[ExtractedBatch, dict[int, BaseException]]:
         """Run a batch; if the teacher raises, run its samples one by one, so that a bad one costs one row."""
         spec = self.request.target
         try:
@@ -192,7 +298,7 @@ class UnitLabeller:
             if isinstance(error.__cause__, torch.OutOfMemoryError):
                 raise
             whole_batch_error = error
-        failed: dict[int, str] = {}
+        failed: dict[int, BaseException] = {}
         logits = torch.full((len(alive), spec.num_classes), torch.nan)
         for place in np.flatnonzero(alive):
             alone = np.zeros_like(pixels)
@@ -200,7 +306,7 @@ class UnitLabeller:
             try:
                 logits[place] = self.teacher.logits(alone)[place].cpu()
             except TeacherError as error:
-                failed[int(place)] = str(error.__cause__ or error)
+                failed[int(place)] = error.__cause__ or error
         if len(failed) == alive.sum():
             # Bad samples can fill a batch, above all a short last one. A teacher that fails on black too is at fault itself.
             try:
@@ -212,17 +318,13 @@ class UnitLabeller:
         return extract(logits, spec=spec, alive=alive), failed
 
     def _write_view(
-        self, writer: PartWriter, *, view: int, rows: _ViewRows, labels: npt.NDArray[np.int64]
+        self, writer: PartWriter, *, view: int, rows: ViewRows, labels: npt.NDArray[np.int64]
     ) -> Iterator[PartStatistics]:
         size = block_rows(self.request.target, num_samples=len(rows.present))
         for first in range(0, len(rows.present), size):
             span = slice(first, first + size)
             present = rows.present[span]
-            chosen = RankedLabels(
-                class_ids=rows.rows.class_ids[span][present],
-                log_probs=rows.rows.log_probs[span][present],
-                log_rest=rows.rows.log_rest[span][present],
-            )
+            chosen = rows.take(first + np.flatnonzero(present))
             data = writer.add_rows(chosen, view=view, first_sample=first, present=present, view_digests=rows.digests[span])
             stored = decode_label_block(data, origin=writer.part.name).soft_labels
             yield measure(chosen, stored, labels=labels[span][present], request=self.request)

@@ -50,7 +50,7 @@ class LabelPlan:
     @property
     def num_missing_rows(self) -> int:
         """Rows that must be computed."""
-        return sum(task.num_samples * task.part.num_views for task in self.tasks)
+        return sum(task.num_rows for task in self.tasks)
 
 
 def view_ranges(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 
 from tqdm import tqdm
 
-from pipelines.plan import LabelPlan
+from pipelines.label_unit import LabelTask
 from storage.cache import Cache
 from storage.errors import CacheError
 
@@ -16,13 +17,19 @@ _POLL_SECONDS = 1.0
 
 
 class PartProgress:
-    """A progress bar of rows on a terminal, fed by a thread that looks which parts of a plan are committed."""
+    """A progress bar of rows on a terminal, fed by a thread that looks which parts of some tasks are committed.
 
-    def __init__(self, plan: LabelPlan, *, cache: Cache, show: bool) -> None:
+    Args:
+        tasks: of one request, at least one.
+    """
+
+    def __init__(self, tasks: Sequence[LabelTask], *, cache: Cache, show: bool) -> None:
         self._cache = cache
-        self._request = plan.request.fingerprint()
-        self._rows = {f"{task.part.name}.json": task.num_samples * task.part.num_views for task in plan.tasks}
-        self._bar = tqdm(total=plan.num_missing_rows, unit="row", desc="label", file=sys.stderr, disable=not show, smoothing=0.1)
+        self._request = tasks[0].part.request
+        self._rows = {f"{task.part.name}.json": task.num_rows for task in tasks if task.replaces is None}
+        self._bar = tqdm(
+            total=sum(self._rows.values()), unit="row", desc="label", file=sys.stderr, disable=not show, smoothing=0.1
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
 

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.failure_trace import short_traceback, without_addresses
 from storage.errors import SampleError
 from storage.images import decode_image
 from storage.label_blocks import DIGEST_STRIDE
@@ -46,6 +47,8 @@ class SampleRenderer:
     first_view: int
     num_views: int
     max_pixels: int
+    block_rows: int
+    """Samples of one block: digests are stored of every `DIGEST_STRIDE`-th sample of each block."""
 
     def __call__(self, sample: Sample) -> RenderedSample:
         """Return the views of a sample; a bad one comes back as a dead letter."""
@@ -55,7 +58,7 @@ class SampleRenderer:
         try:
             image = decode_image(sample.image, max_pixels=self.max_pixels)
         except SampleError as error:
-            return self._dead(sample, digests, stage="decode", reason=str(error))
+            return self._dead(sample, digests, stage="decode", reason=str(error), error=error)
         views = np.empty((self.num_views, *self.view.size, 3), dtype=np.uint8)
         for index in range(self.num_views):
             params = draw_view_params(
@@ -64,14 +67,27 @@ class SampleRenderer:
             try:
                 views[index] = render(image, params, interpolation=self.view.interpolation)
             except (SampleError, ValueError, MemoryError, OSError) as error:
-                return self._dead(sample, digests, stage="render", reason=f"{type(error).__name__}: {error}")
-            if sample.position % DIGEST_STRIDE == 0:
+                return self._dead(sample, digests, stage="render", reason=f"{type(error).__name__}: {error}", error=error)
+            if sample.position % self.block_rows % DIGEST_STRIDE == 0:
                 digests[index] = view_digest(views[index])
         return RenderedSample(sample=sample, views=views, digests=digests, dead_letter=None)
 
-    def _dead(self, sample: Sample, digests: npt.NDArray[np.uint64], *, stage: str, reason: str) -> RenderedSample:
-        letter = DeadLetter.model_validate(
-            {"key": sample.key, "position": sample.position, "view": None, "stage": stage, "reason": reason}
+    def _dead(
+        self,
+        sample: Sample,
+        digests: npt.NDArray[np.uint64],
+        *,
+        stage: Literal["read", "decode", "render"],
+        reason: str,
+        error: Exception | None = None,
+    ) -> RenderedSample:
+        letter = DeadLetter(
+            key=sample.key,
+            position=sample.position,
+            view=None,
+            stage=stage,
+            reason=without_addresses(reason),
+            traceback="" if error is None else short_traceback(error),
         )
         return RenderedSample(sample=sample, views=None, digests=digests, dead_letter=letter)
 

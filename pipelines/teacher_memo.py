@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipelines.teachers.base import Teacher
 from storage.cache import Cache
 from storage.config import TeacherConfig
-from storage.hashing import fingerprint
+from storage.hashing import canonical_json, fingerprint, seal, unseal
 from storage.specs import EvaluationView, Spec, TeacherSpec
 
 _CHUNK_BYTES = 1 << 22
@@ -30,6 +30,13 @@ class TeacherFacts(Spec):
     def of(cls, teacher: Teacher) -> TeacherFacts:
         """Return the facts of a loaded teacher."""
         return cls(spec=teacher.spec, evaluation=teacher.preprocessing.view, class_names=teacher.class_names)
+
+
+class _Remembered(Spec):
+    """A memo as it is stored; it names itself, so that no other teacher's is taken for it."""
+
+    name: str
+    facts: TeacherFacts
 
 
 @dataclass(frozen=True)
@@ -62,15 +69,17 @@ class TeacherMemo:
         if name is None:
             return None
         try:
-            return TeacherFacts.model_validate_json(self.cache.store.read(name))
+            remembered = _Remembered.model_validate_json(unseal(self.cache.store.read(name)) or b"")
         except (FileNotFoundError, ValidationError):
             return None
+        return remembered.facts if remembered.name == name else None
 
     def remember(self, config: TeacherConfig, *, facts: TeacherFacts) -> None:
         """Keep the facts of a teacher that was just loaded."""
         name = self._name(config)
         if name is not None:
-            self.cache.store.write(name, facts.model_dump_json().encode())
+            remembered = _Remembered(name=name, facts=facts)
+            self.cache.store.write(name, seal(canonical_json(remembered.model_dump(mode="json"))))
 
 
 def local_files(config: TeacherConfig) -> list[Path]:

@@ -17,7 +17,8 @@ import apache_beam as beam
 import torch
 from apache_beam.metrics import Metrics
 
-from pipelines.label_unit import LabelTask, UnitLabeller
+from pipelines.label_unit import LabelledUnit, LabelTask, UnitLabeller
+from pipelines.retry import retry
 from pipelines.teacher_memo import local_files
 from pipelines.teachers import load_teacher
 from pipelines.teachers.base import Teacher
@@ -25,6 +26,7 @@ from storage.cache import Cache
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
 from storage.errors import CacheError, DecantError, MismatchError, SourceError
 from storage.filesystem import Store
+from storage.parts import PartRecord
 from storage.sources import open_source
 from storage.sources.base import SourceUnit
 from storage.specs import PartSpec, RequestSpec
@@ -47,12 +49,12 @@ def shared_teacher(config: TeacherConfig) -> Teacher:
 
 def task_to_json(task: LabelTask) -> dict[str, Any]:
     """Return the JSON form of a task, as it lies in a run's task files."""
-    return {"unit": asdict(task.unit), "part": task.part.to_json(), "num_samples": task.num_samples}
+    return {**asdict(task), "part": task.part.to_json()}
 
 
 def task_from_json(data: dict[str, Any]) -> LabelTask:
     """Return the task of its JSON form."""
-    return LabelTask(unit=SourceUnit(**data["unit"]), part=PartSpec.model_validate(data["part"]), num_samples=data["num_samples"])
+    return LabelTask(**{**data, "unit": SourceUnit(**data["unit"]), "part": PartSpec.model_validate(data["part"])})
 
 
 class ReadTasks(beam.DoFn):
@@ -118,13 +120,23 @@ class LabelUnits(beam.DoFn):
 
     def process(self, task: LabelTask) -> Iterator[str]:
         """Label and commit one unit."""
-        if self._cache.find_part(task.part) is not None:
+        existing = self._cache.find_part(task.part)
+        if existing is not None and existing.tar_name != task.replaces:
             Metrics.counter("decant", "units_reused").inc()
             yield task.part.name
             return
         try:
-            labelled = self._labeller.label(task)
-            record = self._cache.commit_part(labelled.data, record=labelled.record)
+            if existing is None:
+                labelled = self._labeller.label(task)
+                record = self._cache.commit_part(labelled.data, record=labelled.record)
+            else:
+                filled = self._retry(task, existing)
+                if filled is None:
+                    Metrics.counter("decant", "units_uncured").inc()
+                    yield task.part.name
+                    return
+                labelled = filled
+                record = self._cache.replace_part(filled.data, record=filled.record, replaces=existing.tar_name)
         except SourceError as error:
             self._report(task.part.name, error, fatal=False)
             Metrics.counter("decant", "units_failed").inc()
@@ -138,13 +150,17 @@ class LabelUnits(beam.DoFn):
         self._times.append(
             {
                 "part": task.part.name,
-                "num_views": task.num_samples * task.part.num_views,
+                "num_views": task.num_rows,
                 "ended": time.time(),
                 "seconds": labelled.seconds,
                 "teacher_seconds": labelled.teacher_seconds,
             }
         )
         yield task.part.name
+
+    def _retry(self, task: LabelTask, existing: PartRecord) -> LabelledUnit | None:
+        data = self._cache.store.read(self._cache.tar_name(existing))
+        return retry(self._labeller, task, data=data, record=existing)
 
     def finish_bundle(self) -> None:
         """Write how long the bundle's units took."""

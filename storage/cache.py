@@ -3,7 +3,7 @@
 requests/<fingerprint>/spec.json         the request, in full
 requests/<fingerprint>/<part>.json       part record; `<part>.<digest>.tar` beside it
 label_sets/<id>/                         manifest.json, parts.parquet, class_means.block
-names/<name>.json                        the newest label set of an experiment's name
+names/<name>.json                        the newest label set of an experiment's name, or a tag that people set
 sources/, teachers/                      memos that save re-reading; losing them costs time only
 """
 
@@ -11,14 +11,36 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from storage.errors import CorruptError, FormatError, MismatchError
 from storage.filesystem import Store
-from storage.hashing import canonical_json, digest
+from storage.hashing import canonical_json, digest, seal, unseal
 from storage.parts import Extent, PartRecord, check_extent
 from storage.specs import PartSpec, RequestSpec
+
+_NAME = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
+_LABEL_SET_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedLabelSet:
+    """What a name points at.
+
+    Attributes:
+        label_set: id of the label set.
+        is_tag: people set the name and only they move it; otherwise it is an experiment's and follows its newest label set.
+    """
+
+    label_set: str
+    is_tag: bool
+
+    def to_bytes(self, *, name: str) -> bytes:
+        """Return the stored form: canonical JSON that says whose name it is, then the sha256 of it on a line of its own."""
+        tag = {"tag": True} if self.is_tag else {}
+        return seal(canonical_json({"label_set": self.label_set, "name": name, **tag}))
 
 
 @dataclass(frozen=True)
@@ -108,9 +130,22 @@ class Cache:
         if first is None:
             self.store.write(self.record_name(record.part), record.to_bytes())
             return record
-        if first.tar_name != record.tar_name:
+        if record.tar_name not in {first.tar_name, *(earlier.tar_name for earlier in first.earlier)}:
             self.store.remove(self.tar_name(record))
         return first
+
+    def replace_part(self, data: bytes, *, record: PartRecord, replaces: str) -> PartRecord:
+        """Publish a part in the place of one whose rows it keeps: the tar first, then the record over the old one.
+
+        The old tar stays, since label sets may name it. If the record is not that of `replaces` any more, that one counts, and is
+        returned.
+        """
+        current = self.find_part(record.part)
+        if current is not None and current.tar_name != replaces:
+            return current
+        self.store.write(self.tar_name(record), data)
+        self.store.write(self.record_name(record.part), record.to_bytes())
+        return record
 
     def covering_parts(self, *, request: str, unit_digests: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
         """Return, for each unit digest, the committed view ranges [first, last) of its parts, in order.
@@ -143,19 +178,77 @@ class Cache:
         check_extent(data, extent, origin=origin)
         return data
 
-    def names(self) -> dict[str, str]:
-        """Return label set ids by the names that point at them."""
-        found = {}
-        for name in self.store.names("names"):
+    def find_name(self, name: str) -> NamedLabelSet | None:
+        """Return what a name points at, or None if there is no such name.
+
+        Raises:
+            FormatError: its file is damaged.
+        """
+        if not _NAME.fullmatch(name):
+            return None
+        file = f"names/{name}.json"
+        try:
+            data = self.store.read(file)
+        except FileNotFoundError:
+            return None
+        origin = f"{self.store.url}/{file}"
+        try:
+            body = unseal(data)
+            if body is None:
+                raise ValueError("its sha256 differs")
+            found = json.loads(body)
+            label_set, is_tag = found["label_set"], found.get("tag", False)
+            if not isinstance(label_set, str) or not _LABEL_SET_ID.fullmatch(label_set) or not isinstance(is_tag, bool):
+                raise ValueError(f"label_set {label_set!r}, tag {is_tag!r}")
+            if found["name"] != name:
+                raise ValueError(f"it is the file of the name {found['name']!r}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise FormatError(
+                f"{origin}: not a name this release can read: {error!r}; remove it and run decant label or decant cache tag again"
+            ) from error
+        return NamedLabelSet(label_set=label_set, is_tag=is_tag)
+
+    def read_names(self) -> tuple[dict[str, NamedLabelSet], list[str]]:
+        """Return what every name points at, and one line for each name whose file is damaged."""
+        found: dict[str, NamedLabelSet] = {}
+        problems: list[str] = []
+        for file in self.store.names("names"):
+            name = file.removeprefix("names/").removesuffix(".json")
             try:
-                found[name.removeprefix("names/").removesuffix(".json")] = str(json.loads(self.store.read(name))["label_set"])
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise FormatError(f"{self.store.url}/{name}: {error!r}; remove it and run decant label again") from error
-        return found
+                named = self.find_name(name)
+            except FormatError as error:
+                problems.append(str(error))
+                continue
+            if named is not None:
+                found[name] = named
+        return found, problems
+
+    def names(self) -> dict[str, str]:
+        """Return label set ids by the names that point at them; names whose files are damaged are left out."""
+        return {name: named.label_set for name, named in self.read_names()[0].items()}
 
     def point_name(self, name: str, *, label_set: str) -> None:
-        """Let an experiment's name point at a label set."""
-        self.store.write(f"names/{name}.json", canonical_json({"label_set": label_set}))
+        """Let an experiment's name point at a label set. A tag that points at it already stays a tag.
+
+        Raises:
+            MismatchError: the name is a tag that points at another label set.
+        """
+        file, data = f"names/{name}.json", NamedLabelSet(label_set=label_set, is_tag=False).to_bytes(name=name)
+        if self.store.create(file, data):
+            return
+        try:
+            named = self.find_name(name)
+        except FormatError:
+            named = None
+        if named is not None and named.is_tag:
+            if named.label_set != label_set:
+                raise MismatchError(
+                    f"{name!r} is a tag of {self.store.url} that points at {named.label_set}, and only people move tags: it was "
+                    f"not moved to {label_set}, which is committed and can be opened by this id. Give the experiment another "
+                    f"name, or take the tag away with `decant cache tag {self.store.url} {named.label_set} {name} --delete`"
+                )
+            return
+        self.store.write(file, data)
 
     def label_set_ids(self) -> Iterator[str]:
         """Yield the ids of committed label sets."""

@@ -11,7 +11,7 @@ from storage.cache import Cache
 from storage.errors import CacheError, CorruptError
 from storage.label_set import LabelSet
 from storage.parts import DeadLetter, PartRecord
-from storage.specs import SoftLabelsSpec
+from storage.specs import ImportedTeacher, ImportedView, SoftLabelsSpec, TeacherSpec, ViewSpec
 from storage.verify import verify
 
 
@@ -23,11 +23,12 @@ def _all_ids(cache: Cache) -> list[str]:
 def list_cache(url: str) -> dict[str, Any]:
     """Return one entry a label set; damaged ones are listed with their error."""
     cache = Cache.at(url)
+    names, problems = cache.read_names()
     named: dict[str, list[str]] = {}
-    for label, label_set in cache.names().items():
-        named.setdefault(label_set, []).append(label)
+    tags: dict[str, list[str]] = {}
+    for label, found in names.items():
+        (tags if found.is_tag else named).setdefault(found.label_set, []).append(label)
     entries: list[dict[str, Any]] = []
-    problems: list[str] = []
     for label_set in _all_ids(cache):
         try:
             manifest = LabelSet.open_id(cache, label_set=label_set).manifest
@@ -38,6 +39,7 @@ def list_cache(url: str) -> dict[str, Any]:
             {
                 "id": label_set,
                 "names": sorted(named.get(label_set, [])),
+                "tags": sorted(tags.get(label_set, [])),
                 "teacher": manifest.request.teacher.architecture,
                 "view": manifest.request.view.kind,
                 "num_views": manifest.num_views,
@@ -47,7 +49,7 @@ def list_cache(url: str) -> dict[str, Any]:
         )
     lines = [f"{'id':<34}{'name':<24}{'teacher':<34}{'views':>6}{'rows':>14}{'bytes':>16}"]
     lines += [
-        f"{entry['id']:<34}{', '.join(entry['names'])[:23]:<24}{entry['teacher'][:33]:<34}"
+        f"{entry['id']:<34}{', '.join([*entry['names'], *entry['tags']])[:23]:<24}{entry['teacher'][:33]:<34}"
         f"{entry['num_views']:>6}{entry['num_rows']:>14,}{entry['bytes']:>16,}"
         for entry in entries
     ]
@@ -85,9 +87,8 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
     kept = f"{figures['mass_kept']:.4f} in {figures['entries_per_row']:.1f} classes a row"
     lines = [
         f"label set {manifest.id}, name {manifest.name!r}",
-        f"  teacher        {request.teacher.kind} {request.teacher.architecture}, {request.teacher.precision}",
-        f"                 weights {request.teacher.weights_sha256}",
-        f"  views          {manifest.num_views} x {view.kind} {view.size[0]}x{view.size[1]}, {view.interpolation}",
+        *_teacher_lines(request.teacher),
+        f"  views          {manifest.num_views} x {view.kind} {view.size[0]}x{view.size[1]}, {_view_words(view)}",
         f"  target         {_selection(target)} of {target.num_classes:,} classes, temperature {target.generation_temperature:g}",
         f"  codec          {codec}",
         f"  samples        {manifest.num_samples:,} in {manifest.num_units:,} units, {manifest.num_parts:,} parts",
@@ -107,6 +108,23 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         for letter in letters
     ]
     return {**figures, "text": "\n".join(lines)}
+
+
+def _teacher_lines(teacher: TeacherSpec | ImportedTeacher) -> list[str]:
+    if isinstance(teacher, ImportedTeacher):
+        return [
+            f"  teacher        {teacher.architecture}, as whoever imported its labels called it",
+            "                 weights not known",
+        ]
+    precision = f"{teacher.kind} {teacher.architecture}, {teacher.precision}"
+    return [f"  teacher        {precision}", f"                 weights {teacher.weights_sha256}"]
+
+
+def _view_words(view: ViewSpec | ImportedView) -> str:
+    if isinstance(view, ImportedView):
+        epochs = f"{view.epochs[0]} to {view.epochs[-1]}" if len(view.epochs) > 1 else f"{view.epochs[0]}"
+        return f"{view.layout} files of epoch {epochs}: cannot be rendered here"
+    return view.interpolation
 
 
 def _selection(target: SoftLabelsSpec) -> str:
@@ -133,7 +151,8 @@ def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False,
     ids = _all_ids(cache) if name is None else [LabelSet.open(cache, name_or_id=name).manifest.id]
     if not ids:
         raise CacheError(f"{url} holds no label set; make one with `decant label`")
-    reports, problems, lines = [], [], []
+    reports, lines = [], []
+    problems = cache.read_names()[1] if name is None else []
     for label_set_id in ids:
         try:
             label_set = LabelSet.open_id(cache, label_set=label_set_id)

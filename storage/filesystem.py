@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -16,9 +20,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.errors import CacheError
 
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
 _memory_lock = threading.Lock()
 """fsspec's store in memory looks whether a file is there and then writes it; s3fs and gcsfs do both at once."""
+
+_MODIFIED = ("LastModified", "mtime", "created", "updated")
+"""What clients of stores call the time at which a file came to be; their files are never changed afterwards."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -31,7 +38,8 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     protocol = url.split("://", 1)[0] if "://" in url else "file"
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        # Listings that are kept would hide what others commit: s3fs asks them before it reads a file.
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         remedy = f"pip install 'decant[{extra}]'" if extra else "install the fsspec package for this protocol"
@@ -39,6 +47,20 @@ def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ValueError as error:
         raise CacheError(f"{url}: {error}; use a local path, s3://, gs:// or memory://") from error
     return fs, path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """A file as a store lists it.
+
+    Attributes:
+        name: relative to the store.
+        modified: POSIX time by the store's own clock at which the file got its name or its bytes, whichever was later.
+    """
+
+    name: str
+    num_bytes: int
+    modified: float
 
 
 class Store:
@@ -132,7 +154,7 @@ class Store:
             except FileNotFoundError:
                 return []
             start = len(self.path(""))
-            return sorted(path[start:] for path in found if not path.endswith(_PARTIAL))
+            return sorted(path[start:] for path in found if not path.endswith(PARTIAL))
 
     def folders(self, prefix: str) -> list[str]:
         """List the names of the folders directly inside a folder, sorted. A hint, as `names` is."""
@@ -143,6 +165,71 @@ class Store:
             except FileNotFoundError:
                 return []
             return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "directory")
+
+    def files(self, folder: str, *, beginning: str = "") -> Iterator[StoredFile]:
+        """Yield every file below a folder with size and time, in no order, also what a killed writer left half written.
+
+        Only files and folders directly inside that begin with `beginning`. A hint, as `names` is; a local folder is never held as
+        a whole.
+        """
+        with self._explained("list", folder):
+            if self._local:
+                yield from self._local_files(folder, beginning=beginning)
+                return
+            self._fs.invalidate_cache()
+            filtered = {"prefix": beginning} if beginning and "prefix" in inspect.signature(self._fs.find).parameters else {}
+            try:
+                found = self._fs.find(self.path(folder), detail=True, **filtered)
+            except FileNotFoundError:
+                return
+            start = len(self.path(""))
+            for path, info in found.items():
+                if path[start:].removeprefix(folder).lstrip("/").startswith(beginning):
+                    yield StoredFile(name=path[start:], num_bytes=int(info["size"]), modified=_modified(info))
+
+    def _local_files(self, folder: str, *, beginning: str = "") -> Iterator[StoredFile]:
+        try:
+            entries = os.scandir(self.path(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with entries:
+            for entry in entries:
+                if not entry.name.startswith(beginning):
+                    continue
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self._local_files(name)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    yield _local_file(name, entry.stat(follow_symlinks=False))
+
+    def look(self, name: str) -> StoredFile:
+        """Return a file's size and time.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._explained("look at", name):
+            if self._local:
+                return _local_file(name, os.lstat(self.path(name)))
+            self._fs.invalidate_cache()
+            info = self._fs.info(self.path(name))
+            return StoredFile(name=name, num_bytes=int(info["size"]), modified=_modified(info))
+
+    def now(self) -> float:
+        """Return the POSIX time by the store's own clock, which need not be this machine's, from a probe that is written.
+
+        What is written later has no earlier time.
+
+        Raises:
+            CacheError: the store cannot be written.
+        """
+        name = f".probe-{uuid.uuid4().hex}"
+        self.write(name, b"probe")
+        try:
+            return self.look(name).modified
+        finally:
+            self.remove(name)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all, over any other of that name."""
@@ -174,7 +261,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise NotADirectoryError(errno.ENOTDIR, f"{target.parent} is a file, not a folder") from error
-        staged = target.parent / f".{uuid.uuid4().hex}{_PARTIAL}"
+        staged = target.parent / f".{uuid.uuid4().hex}{PARTIAL}"
         try:
             with staged.open("wb") as file:
                 file.write(data)
@@ -189,6 +276,29 @@ class Store:
         with self._explained("remove", name), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self.path(name))
 
+    def move(self, name: str, *, to: str) -> None:
+        """Give a file another name, whole or not at all.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._explained("move", name):
+            if self._local:
+                Path(self.path(to)).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.path(name), self.path(to))  # noqa: PTH105
+            else:
+                self._fs.copy(self.path(name), self.path(to))
+                self._fs.rm_file(self.path(name))
+
+    def remove_empty_folders(self, folder: str) -> None:
+        """Remove a folder and those below it where they are empty. Object stores have none."""
+        if not self._local:
+            return
+        with self._explained("remove", folder):
+            for path, _, _ in os.walk(self.path(folder), topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)  # noqa: PTH106 - os.walk gives str
+
     def check_writable(self) -> None:
         """Write, read and remove a probe.
 
@@ -198,3 +308,25 @@ class Store:
         name = f".probe-{uuid.uuid4().hex}"
         self.write(name, b"probe")
         self.remove(name)
+
+
+def _local_file(name: str, status: os.stat_result) -> StoredFile:
+    # A copy that keeps times (rsync, cp -p) sets the first; nothing sets the second but the system's clock.
+    return StoredFile(name=name, num_bytes=status.st_size, modified=max(status.st_mtime, status.st_ctime))
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Return the POSIX time of a file from what a store's client says of it.
+
+    Raises:
+        CacheError: it says no time.
+    """
+    for key in _MODIFIED:
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, str):
+            return datetime.fromisoformat(value).timestamp()
+    raise CacheError(f"the store does not say when {info.get('name')} was written; give it a lifecycle rule instead of gc")

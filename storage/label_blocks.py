@@ -15,6 +15,7 @@ from storage import codecs
 from storage.blocks import decode_block, encode_block
 from storage.codecs.columns import Bytes
 from storage.codecs.ranked import RankedLabels
+from storage.codecs.stored import interleave
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
 from storage.specs import SoftLabelsSpec
@@ -78,7 +79,27 @@ def encode_label_block(
         present: bool [samples covered], False for dead letters.
         view_digests: uint64 [samples covered]; every `DIGEST_STRIDE`-th one is stored.
     """
-    streams = codecs.encode(rows, spec=spec)
+    return _encode(
+        codecs.encode(rows, spec=spec),
+        spec=spec,
+        view=view,
+        first_sample=first_sample,
+        present=present,
+        key_hash=key_hash,
+        view_digests=view_digests,
+    )
+
+
+def _encode(
+    streams: dict[str, Bytes],
+    *,
+    spec: SoftLabelsSpec,
+    view: int,
+    first_sample: int,
+    present: npt.NDArray[np.bool_],
+    key_hash: int,
+    view_digests: npt.NDArray[np.uint64],
+) -> bytes:
     if not present.all():
         streams["present"] = np.packbits(present, bitorder="little")
     streams["view_digests"] = np.ascontiguousarray(view_digests[::DIGEST_STRIDE]).view(np.uint8)
@@ -88,7 +109,7 @@ def encode_label_block(
         "view": view,
         "first_sample": first_sample,
         "num_samples": len(present),
-        "num_rows": len(rows),
+        "num_rows": int(present.sum()),
         "key_hash": f"{key_hash:016x}",
     }
     return encode_block(header, streams)
@@ -186,4 +207,40 @@ def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
         key_hash=header.key_hash,
         view_digests=digests if complete else digests[offsets],
         soft_labels=soft_labels,
+    )
+
+
+def fill_label_block(
+    data: bytes, rows: RankedLabels, *, offsets: npt.NDArray[np.int64], view_digests: npt.NDArray[np.uint64], origin: str
+) -> bytes:
+    """Return a block with rows for samples that had none; what is stored of all other rows stays as it is, bit by bit.
+
+    Args:
+        data: the block.
+        rows: the new rows.
+        offsets: int64 [new rows], ascending, in the block's samples; none of them has a row.
+        view_digests: uint64 [samples covered]; taken where the block has none.
+
+    Raises:
+        FormatError: damage, or a sample that has a row already.
+    """
+    header, streams = decode_block(data, origin=origin, read_header=_read_header)
+    there = _offsets(streams, header)
+    order = np.argsort(np.concatenate([there, offsets]), kind="stable")
+    present = np.zeros(header.num_samples, dtype=np.bool_)
+    present[there] = True
+    if present[offsets].any():
+        raise FormatError(f"{origin}: sample {int(offsets[present[offsets]][0])} of a block has a row already")
+    present[offsets] = True
+    added = codecs.read(codecs.encode(rows, spec=header.spec), num_rows=len(rows), spec=header.spec)
+    stored = interleave(codecs.read(streams, num_rows=header.num_rows, spec=header.spec), added, order=order)
+    digests = _view_digests(streams, header)
+    return _encode(
+        codecs.write(stored, spec=header.spec),
+        spec=header.spec,
+        view=header.view,
+        first_sample=header.first_sample,
+        present=present,
+        key_hash=header.key_hash,
+        view_digests=np.where(digests == 0, view_digests, digests),
     )

@@ -22,7 +22,7 @@ from storage.parts import Info, PartRecord, PartStatistics, decode_class_means, 
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
 from storage.specs import PartSpec, RequestSpec, SoftLabelsSpec
 
-_BATCH_PARTS = 1024
+_BATCH_PARTS = 8192
 _FILE_NAME = r"^[\w-][\w.-]*$"
 
 
@@ -89,7 +89,10 @@ class LabelSet:
             if not ids:
                 raise CacheError(f"{cache.store.url} holds no label set; make one with `decant label`")
             known = [*cache.names(), *ids]
-            raise MismatchError(f"{cache.store.url} holds no label set {name_or_id!r}.{did_you_mean(name_or_id, known)}")
+            raise MismatchError(
+                f"{cache.store.url} holds no label set {name_or_id!r}.{did_you_mean(name_or_id, known)} "
+                "If its name was lost, run decant label again: what is there is not computed anew"
+            )
         return cls.open_id(cache, label_set=matching[0])
 
     @classmethod
@@ -138,7 +141,9 @@ def read_manifest(cache: Cache, *, label_set: str) -> Manifest:
     except ValidationError as error:
         raise FormatError(f"{origin}: not a manifest this release can read: {error}") from error
     if manifest.id != label_set:
-        raise MismatchError(f"{origin} is that of {manifest.id}; the folder was renamed")
+        raise MismatchError(
+            f"{origin} is that of {manifest.id}; the folder was renamed or the file moved: remove it and run decant label again"
+        )
     return manifest
 
 
@@ -225,7 +230,8 @@ def _write_parts(parts: Iterable[tuple[UsedPart, PartRecord]], totals: _Totals) 
         totals.parts_bytes += record.tar_bytes
         totals.num_parts += 1
         totals.requests.add(record.part.request)
-        totals.provenance.add(tuple(sorted(record.provenance.items())))
+        for made in (record.provenance, *(earlier.provenance for earlier in record.earlier)):
+            totals.provenance.add(tuple(sorted(made.items())))
         totals.unit_samples[used.unit_name] = record.num_samples
         if len(rows) == _BATCH_PARTS:
             yield pa.RecordBatch.from_pylist(rows, schema=PARTS_SCHEMA)

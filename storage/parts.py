@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from storage import tar
 from storage.blocks import decode_block, encode_block
@@ -30,6 +30,11 @@ class Info(BaseModel):
     """Measured facts, never hashed into an identity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _without_empty(data: dict[str, Any], *, name: str) -> dict[str, Any]:
+    """Leave out what a record need not say: records without it keep the bytes they always had."""
+    return {key: value for key, value in data.items() if key != name or value}
 
 
 class Extent(Info):
@@ -57,8 +62,23 @@ class DeadLetter(Info):
     position: int
     view: int | None
     """None: the sample failed before it had views."""
-    stage: Literal["read", "decode", "render", "teacher"]
+    stage: Literal["read", "decode", "render", "teacher", "import"]
     reason: str
+    traceback: str = ""
+    """Where it was raised, innermost last, without paths or addresses: equal failures say the same. Empty: nothing was raised."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_traceback(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(serialize(self), name="traceback")
+
+
+class EarlierPart(Info):
+    """A tar that a part replaced to fill in dead letters: every row of it is kept as it was."""
+
+    tar_name: str
+    num_rows: int
+    provenance: dict[str, str]
+    """What made those rows."""
 
 
 class PartStatistics(Info):
@@ -100,6 +120,13 @@ class PartRecord(Info):
     dead_letters: tuple[DeadLetter, ...]
     statistics: PartStatistics
     provenance: dict[str, str]
+    """What made the rows that no earlier tar held."""
+    earlier: tuple[EarlierPart, ...] = ()
+    """Tars of this part that were replaced, oldest first."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing_earlier(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(serialize(self), name="earlier")
 
     def to_bytes(self) -> bytes:
         """Return the stored form: canonical JSON, then the sha256 of it on a line of its own."""
@@ -163,11 +190,15 @@ class PartWriter:
             key_hash=key_hash(keys),
             view_digests=view_digests,
         )
+        self.add_block(data, view=view, first_sample=first_sample, num_samples=len(present), num_rows=len(rows))
+        return data
+
+    def add_block(self, data: bytes, *, view: int, first_sample: int, num_samples: int, num_rows: int) -> None:
+        """Append a block of rows that is encoded already."""
         extent = self._add(f"v{view:05d}-{first_sample:08d}.soft_labels", data)
         self._blocks.append(
-            BlockExtent(**extent.model_dump(), view=view, first_sample=first_sample, num_samples=len(present), num_rows=len(rows))
+            BlockExtent(**extent.model_dump(), view=view, first_sample=first_sample, num_samples=num_samples, num_rows=num_rows)
         )
-        return data
 
     def finish(
         self,
@@ -177,6 +208,7 @@ class PartWriter:
         dead_letters: tuple[DeadLetter, ...],
         statistics: PartStatistics,
         provenance: dict[str, str],
+        earlier: tuple[EarlierPart, ...] = (),
     ) -> tuple[bytes, PartRecord]:
         """Return the bytes of the tar and its record.
 
@@ -200,6 +232,7 @@ class PartWriter:
             dead_letters=dead_letters,
             statistics=statistics,
             provenance=provenance,
+            earlier=earlier,
         )
         return data, record
 

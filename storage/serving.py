@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from storage.config import ExperimentConfig
-from storage.config.labels import RandomViewsConfig
+from storage.config.labels import EvaluationViewsConfig, RandomViewsConfig
 from storage.errors import MismatchError
 from storage.label_set import LabelSet
 from storage.narrowing import why_not_narrower
-from storage.specs import SoftLabelsSpec
+from storage.specs import ImportedView, SoftLabelsSpec
 
 
 def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: set[str] | None = None) -> SoftLabelsSpec:
@@ -25,7 +25,9 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
     """
     request = label_set.manifest.request
     differing: list[str] = []
-    if sections is None or "views" in sections:
+    if isinstance(request.view, ImportedView):
+        differing += _imported_views(request.view, config=config)
+    elif sections is None or "views" in sections:
         differing += _differing_views(label_set, config=config)
     target = request.target
     if sections is None or "target" in sections:
@@ -44,6 +46,17 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
             + "\nRun decant label with this config, or name another label set in training.targets.label_set"
         )
     return target
+
+
+def _imported_views(view: ImportedView, *, config: ExperimentConfig) -> list[str]:
+    if isinstance(config.views, EvaluationViewsConfig) and "views" in config.model_fields_set:
+        return []
+    refusal = (
+        f"views: the labels were imported ({view.layout}) and are of views that other code drew, which cannot be rendered here. "
+        "Say views: {kind: evaluation} in the config to train on these labels with the student's own fixed view of each picture, "
+        "which is not what the teacher saw"
+    )
+    return [refusal]
 
 
 def _differing_views(label_set: LabelSet, *, config: ExperimentConfig) -> list[str]:

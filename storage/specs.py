@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from storage.errors import MismatchError
 from storage.hashing import fingerprint
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -71,6 +72,23 @@ class RandomResizedCropView(Spec):
 
 
 ViewSpec = Annotated[EvaluationView | RandomResizedCropView, Field(discriminator="kind")]
+
+
+class ImportedView(Spec):
+    """Views that other code drew and rendered, of which only the labels were kept: nobody can render them here.
+
+    TinyViT stores the seed of its own augmentation code, not the parameters; `files_sha256` covers those seeds.
+    """
+
+    kind: Literal["imported"] = "imported"
+    layout: Literal["tinyvit"] = "tinyvit"
+    """The files the labels came in."""
+    size: Size
+    """Height and width of the teacher's input in pixels, as stated by whoever imported the labels."""
+    epochs: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """The epoch that each view was, in the order of views."""
+    files_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """sha256 over names, sizes and sha256 of all key and value files."""
 
 
 class ExactCodec(Spec):
@@ -151,13 +169,34 @@ class TeacherSpec(Spec):
     precision: Literal["fp32", "bf16", "fp16"]
 
 
+class ImportedTeacher(Spec):
+    """A teacher that somebody else ran: a name as stated by whoever imported its labels. Weights and precision are not known."""
+
+    kind: Literal["imported"] = "imported"
+    architecture: str = Field(min_length=1)
+    num_classes: int = Field(ge=1, le=2**32)
+
+
 class RequestSpec(Spec):
     """What labels are asked for, apart from the samples and the number of views: the identity shared by all parts of a run."""
 
     format: Literal[1] = 1
-    teacher: TeacherSpec
-    view: ViewSpec
+    teacher: Annotated[TeacherSpec | ImportedTeacher, Field(discriminator="kind")]
+    view: Annotated[EvaluationView | RandomResizedCropView | ImportedView, Field(discriminator="kind")]
     target: TargetSpec
+
+    def rendered_view(self) -> ViewSpec:
+        """Return the view, which can be rendered here.
+
+        Raises:
+            MismatchError: the labels were imported, and their views cannot.
+        """
+        if isinstance(self.view, ImportedView):
+            raise MismatchError(
+                f"the labels of {self.teacher.architecture} were imported ({self.view.layout}): their views were drawn by other "
+                "code and cannot be rendered here"
+            )
+        return self.view
 
 
 class PartSpec(Spec):

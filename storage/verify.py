@@ -54,12 +54,13 @@ def verify(label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[i
         blocks = [BlockExtent(**block) for block in part["blocks"]]
         if not quick:
             problems += _problems(partial(_verify_record, cache, path=path, tar_sha256=part["tar_sha256"]))
-        wrong_size = _problems(partial(_verify_size, cache, path=path, num_bytes=part["tar_bytes"]))
-        problems += wrong_size
-        if not quick and not wrong_size:
+        size = {"path": path, "num_bytes": part["tar_bytes"]}
+        if quick:
+            problems += _problems(partial(_verify_size, cache, **size))
+        else:
             samples = Extent(**part["samples"])
             problems += _problems(
-                partial(_verify_part, cache, path=path, tar_sha256=part["tar_sha256"], samples=samples, blocks=blocks)
+                partial(_verify_part, cache, **size, tar_sha256=part["tar_sha256"], samples=samples, blocks=blocks)
             )
         num_blocks += len(blocks)
         num_rows += sum(block.num_rows for block in blocks)
@@ -89,8 +90,32 @@ def _verify_record(cache: Cache, *, path: str, tar_sha256: str) -> None:
         record = PartRecord.from_bytes(cache.store.read(name), origin=origin)
     except FileNotFoundError as error:
         raise CorruptError(f"{origin}: missing") from error
-    if record.tar_sha256 != tar_sha256:
+    replaced = path.rsplit("/", 1)[-1] in {earlier.tar_name for earlier in record.earlier}
+    if record.tar_sha256 != tar_sha256 and not replaced:
         raise CorruptError(f"{origin}: it is the record of {record.tar_name}, the label set reads {path}")
+
+
+def check_tar_bytes(cache: Cache, *, path: str, num_bytes: int, tar_sha256: str) -> None:
+    """Refuse a tar whose bytes are not those that were committed.
+
+    Raises:
+        CorruptError: it is missing, or its size or sha256 is another.
+        CacheError: the store failed, which says nothing about the bytes.
+    """
+    _verify_size(cache, path=path, num_bytes=num_bytes)
+    found = tar_digest(cache, path=path)
+    if found != tar_sha256:
+        raise CorruptError(f"{cache.store.url}/{path}: sha256 is {found[:16]}, committed was {tar_sha256[:16]}")
+
+
+def tar_digest(cache: Cache, *, path: str) -> str:
+    """Return the sha256 of a tar, read a piece at a time."""
+    hasher = hashlib.sha256()
+    start = 0
+    while chunk := cache.store.read_range(path, start=start, num_bytes=_CHUNK_BYTES):
+        hasher.update(chunk)
+        start += len(chunk)
+    return hasher.hexdigest()
 
 
 def _verify_size(cache: Cache, *, path: str, num_bytes: int) -> None:
@@ -102,16 +127,9 @@ def _verify_size(cache: Cache, *, path: str, num_bytes: int) -> None:
         raise CorruptError(f"{cache.store.url}/{path}: {size} bytes, committed were {num_bytes}")
 
 
-def _verify_part(cache: Cache, *, path: str, tar_sha256: str, samples: Extent, blocks: list[BlockExtent]) -> None:
-    store = cache.store
-    origin = f"{store.url}/{path}"
-    hasher = hashlib.sha256()
-    start = 0
-    while chunk := store.read_range(path, start=start, num_bytes=_CHUNK_BYTES):
-        hasher.update(chunk)
-        start += len(chunk)
-    if hasher.hexdigest() != tar_sha256:
-        raise CorruptError(f"{origin}: sha256 is {hasher.hexdigest()[:16]}, committed was {tar_sha256[:16]}")
+def _verify_part(cache: Cache, *, path: str, num_bytes: int, tar_sha256: str, samples: Extent, blocks: list[BlockExtent]) -> None:
+    origin = f"{cache.store.url}/{path}"
+    check_tar_bytes(cache, path=path, num_bytes=num_bytes, tar_sha256=tar_sha256)
     keys = decode_samples(cache.read_extent(path, samples), origin=origin).keys
     for extent in blocks:
         block = decode_label_block(cache.read_extent(path, extent), origin=origin)

@@ -17,12 +17,14 @@ from storage.errors import ConfigError
 from storage.label_set import LabelSet
 from storage.serving import served_target
 from storage.sources import open_source
-from storage.specs import EvaluationView, RandomResizedCropView, Size, ViewSpec
+from storage.specs import EvaluationView, ImportedView, RandomResizedCropView, Size, ViewSpec
 from storage.streams.base import RowStream
 from storage.streams.label_stream import LabelStream
 from student_training.job import LiveTeacher
 from student_training.streams import build_source_stream
 from student_training.trainer import train
+
+_OTHER_VIEWS = "imported labels: the student sees one fixed view of each picture, not the views that the teacher saw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class _Rows:
     num_classes: int
     generation_temperature: float = 1.0
     mean_class_probs: npt.NDArray[np.float64] | None = None
+    note: str | None = None
 
 
 def run_experiment(
@@ -70,6 +73,8 @@ def run_experiment(
             if live is None:
                 raise ConfigError("training.targets.kind: live needs a teacher beside the trainer; run it with `decant train`")
             rows = _Rows(stream=build_source_stream(config), view=live.view, num_classes=live.num_classes)
+    if rows.note is not None:
+        say(f"{config.name}: {rows.note}")
     result = train(
         config,
         stream=rows.stream,
@@ -106,12 +111,14 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
             f"training.sample_fraction: {training.sample_fraction} only works with hard labels; label a smaller source instead"
         )
     request = label_set.manifest.request
+    imported = isinstance(request.view, ImportedView)
     return _Rows(
         stream=LabelStream(label_set, source=open_source(source), target=target, held_blocks=training.shuffle_window_blocks + 1),
-        view=request.view,
+        view=_view(config, training) if imported else request.rendered_view(),
         num_classes=request.target.num_classes,
         generation_temperature=request.target.generation_temperature,
         mean_class_probs=label_set.class_means() if training.loss.rest == "mean" else None,
+        note=_OTHER_VIEWS if imported else None,
     )
 
 

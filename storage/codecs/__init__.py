@@ -8,11 +8,12 @@ from typing import assert_never
 from storage.codecs import compact, exact
 from storage.codecs.columns import Bytes
 from storage.codecs.ranked import RankedLabels
+from storage.codecs.stored import StoredRows
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
 from storage.specs import CompactCodec, ExactCodec, SoftLabelsSpec
 
-__all__ = ["RankedLabels", "decode", "encode", "stream_lengths"]
+__all__ = ["RankedLabels", "StoredRows", "decode", "encode", "read", "stream_lengths", "write"]
 
 
 def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
@@ -42,6 +43,35 @@ def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
             return compact.stream_lengths(num_rows, spec=spec)
         case _:
             assert_never(spec.codec)
+
+
+def write(rows: StoredRows, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
+    """Return the byte streams of a block of rows as `read` gave them."""
+    match spec.codec:
+        case ExactCodec():
+            return exact.write(rows, spec=spec)
+        case CompactCodec():
+            return compact.write(rows, spec=spec)
+        case _:
+            assert_never(spec.codec)
+
+
+def read(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> StoredRows:
+    """Return the rows of a block as the integers that are stored.
+
+    Raises:
+        FormatError: streams that `encode` cannot have made.
+    """
+    try:
+        match spec.codec:
+            case ExactCodec():
+                return exact.read(streams, num_rows=num_rows, spec=spec)
+            case CompactCodec():
+                return compact.read(streams, num_rows=num_rows, spec=spec)
+            case _:
+                assert_never(spec.codec)
+    except KeyError as error:
+        raise FormatError(f"stream {error} is missing; the block holds {sorted(streams)}") from error
 
 
 def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
 from storage.codecs.ranked import RankedLabels
+from storage.codecs.stored import StoredRows
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
 from storage.specs import CompactCodec, SoftLabelsSpec
@@ -44,9 +45,18 @@ def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     """Return the streams of a block of rows."""
     assert isinstance(spec.codec, CompactCodec)
     levels = grid_levels(rows.log_probs, levels=spec.codec.levels)
-    kept = levels > 0
-    packed = (rows.class_ids.astype(np.uint64) << np.uint64(8)) | levels
-    packed[~kept] = _DROPPED
+    # The rest is what the kept classes leave, dropped ones included; it is never rounded away while there is some.
+    dropped = np.where(levels > 0, np.float32(0), np.exp(np.minimum(rows.log_probs, 0))).sum(axis=1)
+    rest = np.exp(np.minimum(rows.log_rest, 0)) + dropped
+    rest_levels = np.rint(spec.codec.levels * np.sqrt(np.minimum(rest, 1)))
+    rest_levels = np.where(rest > 0, np.maximum(rest_levels, 1), 0).astype(np.uint8)
+    return write(StoredRows(class_ids=rows.class_ids, values=levels, rest=rest_levels), spec=spec)
+
+
+def write(rows: StoredRows, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
+    """Return the streams of quantised rows, whose classes may come in any order."""
+    packed = (rows.class_ids.astype(np.uint64) << np.uint64(8)) | rows.values
+    packed[rows.values == 0] = _DROPPED
     packed.sort(axis=1)
     present = packed != _DROPPED
     counts = present.sum(axis=1)
@@ -55,18 +65,13 @@ def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     steps = np.where(present, np.diff((packed >> np.uint64(8)).astype(np.int64), axis=1, prepend=0), 0).astype(np.uint32)
     kept_levels = np.where(present, packed & np.uint64(0xFF), np.uint64(0)).astype(np.uint8)
     stored = np.arange(steps.shape[1]) < np.where(full, width, counts)[:, None]
-    # The rest is what the kept classes leave, dropped ones included; it is never rounded away while there is some.
-    dropped = np.where(kept, np.float32(0), np.exp(np.minimum(rows.log_probs, 0))).sum(axis=1)
-    rest = np.exp(np.minimum(rows.log_rest, 0)) + dropped
-    rest_levels = np.rint(spec.codec.levels * np.sqrt(np.minimum(rest, 1)))
-    rest_levels = np.where(rest > 0, np.maximum(rest_levels, 1), 0).astype(np.uint8)
     step_bits = 8 * max(1, -(-int(steps.max(initial=0)).bit_length() // 8))
     streams: dict[str, Bytes] = {}
     if not full:
         streams |= {f"counts{i}": plane for i, plane in enumerate(pack(counts.astype(np.uint16), num_bits=_count_bits(spec)))}
     streams |= {f"steps{i}": plane for i, plane in enumerate(pack(steps[stored], num_bits=step_bits))}
     streams["wide_levels" if full else "levels"] = kept_levels[stored]
-    streams["rest"] = rest_levels
+    streams["rest"] = rows.rest
     return streams
 
 
@@ -156,8 +161,8 @@ def _running_sums(planes: list[Bytes], *, num_classes: int) -> npt.NDArray[np.in
     return sums
 
 
-def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
-    """Return the rows of a block, classes ascending, as wide as its fullest row.
+def read(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> StoredRows:
+    """Return the quantised rows of a block, classes ascending, as wide as its fullest row.
 
     Raises:
         FormatError: streams that `encode` cannot have made.
@@ -167,9 +172,19 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
         raise FormatError(f"{len(rest_levels)} rest masses for {num_rows} rows")
     *step_planes, kept_levels = _rectangles(streams, num_rows=num_rows, spec=spec)
     class_ids = _running_sums(step_planes, num_classes=spec.num_classes)
-    squares = kept_levels.astype(np.float32)
+    return StoredRows(class_ids=class_ids, values=kept_levels, rest=rest_levels)
+
+
+def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
+    """Return the rows of a block, classes ascending, as wide as its fullest row.
+
+    Raises:
+        FormatError: streams that `encode` cannot have made.
+    """
+    stored = read(streams, num_rows=num_rows, spec=spec)
+    squares = stored.values.astype(np.float32)
     np.multiply(squares, squares, out=squares)
-    rest = _SQUARES.take(rest_levels, mode="clip")
+    rest = _SQUARES.take(stored.rest, mode="clip")
     mass = np.einsum("ij->i", squares)
     mass += rest
     if num_rows and not float(mass.min()) > 0:
@@ -177,4 +192,4 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     scale = np.float32(1) / mass
     squares *= scale[:, None]
     rest *= scale
-    return SoftLabels(class_ids=class_ids, probs=squares, rest=rest, num_classes=spec.num_classes)
+    return SoftLabels(class_ids=stored.class_ids, probs=squares, rest=rest, num_classes=spec.num_classes)

@@ -49,9 +49,9 @@ def distances(one: SoftLabels, other: SoftLabels) -> Distances:
         dense = spread[row_of]
         dense[np.searchsorted(union, side_keys)] = side.probs[side.probs > 0]
         probs.append(dense)
-    apart = np.bincount(row_of, weights=np.abs(probs[0] - probs[1]), minlength=num_rows)
+    apart = _row_sums(np.abs(probs[0] - probs[1]), row_of=row_of, num_rows=num_rows)
     apart += unnamed * np.abs(spreads[0] - spreads[1])
-    kl = np.bincount(row_of, weights=_kl_terms(probs[0], probs[1]), minlength=num_rows)
+    kl = _row_sums(_kl_terms(probs[0], probs[1]), row_of=row_of, num_rows=num_rows)
     kl += unnamed * _kl_terms(spreads[0], spreads[1])
     tops = [side >= _row_max(side, row_of=row_of, num_rows=num_rows)[row_of] for side in probs]
     shared = np.bincount(row_of[tops[0] & tops[1]], minlength=num_rows) > 0
@@ -77,12 +77,18 @@ def _keys(rows: SoftLabels) -> npt.NDArray[np.uint64]:
 
 def _spread(rows: SoftLabels) -> npt.NDArray[np.float64]:
     others = rows.num_classes - (rows.probs > 0).sum(axis=1)
-    return np.divide(rows.rest, others, out=np.zeros(len(rows)), where=others > 0)
+    spread: npt.NDArray[np.float64] = np.divide(rows.rest, others, out=np.zeros(len(rows)), where=others > 0)
+    return spread
 
 
 def _kl_terms(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     terms = one * (np.log(np.maximum(one, _LEAST)) - np.log(np.maximum(other, _LEAST)))
     return np.asarray(terms, dtype=np.float64)
+
+
+def _row_sums(values: npt.NDArray[np.float64], *, row_of: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.float64]:
+    # Of no values numpy makes integers, weights or not.
+    return np.bincount(row_of, weights=values, minlength=num_rows).astype(np.float64)
 
 
 def _row_max(values: npt.NDArray[np.float64], *, row_of: npt.NDArray[np.int64], num_rows: int) -> npt.NDArray[np.float64]:

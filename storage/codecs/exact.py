@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
 from storage.codecs.ranked import RankedLabels
+from storage.codecs.stored import StoredRows
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels, as_ids
 from storage.specs import SoftLabelsSpec
@@ -39,12 +40,17 @@ def _magnitudes(log_probs: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     """Return the streams of a block of rows."""
+    quantised = StoredRows(class_ids=rows.class_ids, values=_magnitudes(rows.log_probs), rest=_magnitudes(rows.log_rest))
+    return write(quantised, spec=spec)
+
+
+def write(rows: StoredRows, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
+    """Return the streams of quantised rows."""
     ids = rows.class_ids.reshape(-1).astype(np.uint32)
-    magnitudes = _magnitudes(rows.log_probs)
-    deltas = np.ascontiguousarray(np.diff(magnitudes, axis=1, prepend=np.uint16(0)).T).reshape(-1)
+    deltas = np.ascontiguousarray(np.diff(rows.values, axis=1, prepend=np.uint16(0)).T).reshape(-1)
     streams = {f"ids{i}": plane for i, plane in enumerate(pack(ids, num_bits=bits_needed(spec.num_classes - 1)))}
     streams |= {f"deltas{i}": plane for i, plane in enumerate(pack(deltas, num_bits=16))}
-    streams |= {f"rest{i}": plane for i, plane in enumerate(pack(_magnitudes(rows.log_rest), num_bits=16))}
+    streams |= {f"rest{i}": plane for i, plane in enumerate(pack(rows.rest, num_bits=16))}
     return streams
 
 
@@ -55,8 +61,8 @@ def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
     return lengths | {"deltas0": count, "deltas1": count, "rest0": num_rows, "rest1": num_rows}
 
 
-def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
-    """Return the rows of a block; probabilities and rest are scaled by the rounding of their sum to be a distribution.
+def read(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> StoredRows:
+    """Return the quantised rows of a block.
 
     Raises:
         FormatError: streams that `encode` cannot have made.
@@ -75,11 +81,21 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     largest = max(int(by_rank.max(initial=0)), int(rest_magnitudes.max(initial=0)))
     if largest > _INFINITY:
         raise FormatError(f"float16 bit pattern {largest:#06x} is NaN")
+    return StoredRows(class_ids=ids.reshape(num_rows, entries), values=by_rank.T, rest=rest_magnitudes)
+
+
+def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> SoftLabels:
+    """Return the rows of a block; probabilities and rest are scaled by the rounding of their sum to be a distribution.
+
+    Raises:
+        FormatError: streams that `encode` cannot have made.
+    """
+    stored = read(streams, num_rows=num_rows, spec=spec)
     # Transposed as indices, not as the uint16 they are: `take` would make them so in a pass of its own.
-    magnitudes = by_rank.T.astype(np.intp, order="C")
+    magnitudes = stored.values.astype(np.intp, order="C")
     # mode: the default checks every index a second time.
     probs = _PROBABILITY.take(magnitudes, mode="clip")
-    rest = _PROBABILITY.take(rest_magnitudes, mode="clip")
+    rest = _PROBABILITY.take(stored.rest, mode="clip")
     total = np.einsum("ij->i", probs)
     total += rest
     if num_rows and not float(total.min()) > 0.5:
@@ -88,7 +104,7 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     probs *= scale[:, None]
     rest *= scale
     return SoftLabels(
-        class_ids=as_ids(ids.reshape(num_rows, entries), num_classes=spec.num_classes),
+        class_ids=as_ids(stored.class_ids, num_classes=spec.num_classes),
         probs=probs,
         rest=rest,
         num_classes=spec.num_classes,

@@ -80,7 +80,8 @@ class SourceMemo:
                 return
             try:
                 with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
-                    if (parquet.schema_arrow.metadata or {}).get(b"decant.source_memo") != _VERSION:
+                    # Damage may have changed the types, or what the file says of itself.
+                    if not parquet.schema_arrow.equals(_SCHEMA, check_metadata=True):
                         return
                     for batch in parquet.iter_batches(batch_size=_BATCH_UNITS, use_threads=False):
                         yield from filter(None, map(_entry, *(batch.column(name).to_pylist() for name in _SCHEMA.names)))

@@ -23,6 +23,7 @@ from storage.streams.base import StreamRows
 from storage.streams.block_places import BlockPlaces
 
 _OPEN_UNITS = 64
+_NAMES_AT_A_TIME = 65_536
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -44,6 +45,26 @@ class _Recent(Generic[K, V]):
         """Hold a value; return one that had to go."""
         self._values[key] = value
         return self._values.popitem(last=False)[1] if len(self._values) > self._capacity else None
+
+
+def _labelled_units(label_set: LabelSet, *, source: Source) -> list[SourceUnit]:
+    """Return the source's unit of each part, in the order of parts.
+
+    Raises:
+        MismatchError: the source lacks one.
+    """
+    units = {unit.name: unit for unit in source.units()}
+    found: list[SourceUnit] = []
+    # Some names at a time: a million of them as Python strings are as large as their table.
+    for batch in label_set.parts.select(["unit_name"]).to_batches(max_chunksize=_NAMES_AT_A_TIME):
+        for name in batch.column(0).to_pylist():
+            if name not in units:
+                raise MismatchError(
+                    f"label set {label_set.manifest.name!r} has labels of unit {name!r}, which the source does not hold "
+                    f"(it holds {len(units)} units); point source at the data that was labelled, with the same unit_size"
+                )
+            found.append(units[name])
+    return found
 
 
 class LabelStream:
@@ -72,15 +93,7 @@ class LabelStream:
             raise MismatchError(f"label set {label_set.manifest.name!r} cannot serve this target: {reason}")
         self._source = source
         self._held_blocks = held_blocks
-        units = {unit.name: unit for unit in source.units()}
-        self._units: list[SourceUnit] = []
-        for name in label_set.parts.column("unit_name").to_pylist():
-            if name not in units:
-                raise MismatchError(
-                    f"label set {label_set.manifest.name!r} has labels of unit {name!r}, which the source does not hold "
-                    f"(it holds {len(units)} units); point source at the data that was labelled, with the same unit_size"
-                )
-            self._units.append(units[name])
+        self._units = _labelled_units(label_set, source=source)
         self._reset()
 
     def _reset(self) -> None:

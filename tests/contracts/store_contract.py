@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 
 import fsspec
 import pytest
@@ -82,6 +83,52 @@ class StoreContract:
         assert store.names("a") == ["a/x/y"]
         assert store.names("") == sorted(["b/2", "b/10", "a/x/y", "ab/1", "b/with space", "b/ü"])
         assert store.read("b/with space") == store.read("b/ü") == b"1"
+
+    def test_files_are_listed_with_size_and_time(self, store):
+        before = store.now()
+        sizes = {"b/2": 2, "b/10": 10, "b/x/y": 0, "a/x": 1, "b/.12.partial": 3, ".probe-1": 4}
+        for name, num_bytes in sizes.items():
+            store.write(name, b"1" * num_bytes)
+        after = store.now()
+
+        def listed(*arguments, **options):
+            return {file.name: file.num_bytes for file in store.files(*arguments, **options)}
+
+        assert listed("") == sizes
+        assert listed("b") == {name: size for name, size in sizes.items() if name.startswith("b/")}
+        assert listed("b", beginning="1") == {"b/10": 10}
+        assert listed("b", beginning="x") == {"b/x/y": 0}
+        assert listed("b", beginning=".") == {"b/.12.partial": 3}
+        assert listed("", beginning=".probe-") == {".probe-1": 4}
+        assert listed("b", beginning="9") == listed("c") == {}
+        for file in store.files(""):
+            # Some stores give whole seconds when they are asked for one file.
+            assert int(before) <= file.modified <= after + 1
+            looked = store.look(file.name)
+            assert (looked.name, looked.num_bytes) == (file.name, file.num_bytes)
+            assert abs(looked.modified - file.modified) <= 1
+
+    def test_a_look_sees_what_came_after_another(self, store, url):
+        with pytest.raises(FileNotFoundError):
+            store.look("folder/file")
+        Store(url).write("folder/file", b"1")
+        first = store.look("folder/file")
+        while store.now() == first.modified:
+            time.sleep(0.01)
+        Store(url).write("folder/file", b"22")
+        second = store.look("folder/file")
+        assert second.num_bytes == 2
+        assert second.modified > first.modified
+        Store(url).remove("folder/file")
+        with pytest.raises(FileNotFoundError):
+            store.look("folder/file")
+
+    def test_what_is_written_later_is_no_older(self, store, url):
+        now = store.now()
+        assert everything(url) == []
+        store.write("file", b"1")
+        assert store.look("file").modified >= now
+        assert store.now() >= now
 
     def test_create_makes_a_file_once(self, store, url):
         assert store.create("folder/file", b"first") is True

@@ -94,8 +94,8 @@ def sample(image, *, position=0, key="a/0.png", error=None):
     return Sample(position=position, key=key, label=0, image=image, error=error)
 
 
-def renderer(view=VIEW, *, first_view=0, num_views=2, max_pixels=10**6):
-    return SampleRenderer(view=view, first_view=first_view, num_views=num_views, max_pixels=max_pixels)
+def renderer(view=VIEW, *, first_view=0, num_views=2, max_pixels=10**6, block_rows=1000):
+    return SampleRenderer(view=view, first_view=first_view, num_views=num_views, max_pixels=max_pixels, block_rows=block_rows)
 
 
 def test_views_are_those_that_the_student_will_draw():
@@ -120,6 +120,9 @@ def test_a_view_does_not_depend_on_which_others_are_rendered_with_it():
 def test_digests_stand_only_where_they_are_stored():
     assert (renderer()(sample(picture(0, 1), position=DIGEST_STRIDE - 1)).digests == 0).all()
     assert (renderer()(sample(picture(0, 1), position=0)).digests != 0).all()
+    # Offsets in a block count, not positions in the unit.
+    assert (renderer(block_rows=100)(sample(picture(0, 1), position=100 + DIGEST_STRIDE)).digests != 0).all()
+    assert (renderer(block_rows=100)(sample(picture(0, 1), position=2 * DIGEST_STRIDE)).digests == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,29 @@ def test_a_damaged_memo_counts_as_none_and_is_written_anew(memo, checkpoint, tmp
     assert memo.find(config) == facts
 
 
+def test_a_memo_that_says_something_else_counts_as_none(memo, checkpoint, tmp_path):
+    config = teacher_config(timm_teacher(checkpoint))
+    facts = remember(memo, config)
+    (file,) = (tmp_path / "cache" / "teachers").iterdir()
+    assert facts.evaluation.size == (16, 16)
+    changed = file.read_bytes().replace(b'"size":[16,16]', b'"size":[18,16]')
+    assert changed != file.read_bytes()
+    file.write_bytes(changed)
+    assert memo.find(config) is None
+
+
+def test_the_memo_of_another_teacher_counts_as_none(memo, checkpoint, tmp_path):
+    config = teacher_config(timm_teacher(checkpoint))
+    other = teacher_config(timm_teacher(save_teacher(tmp_path / "other.safetensors", seed=1)))
+    remember(memo, config)
+    (file,) = (tmp_path / "cache" / "teachers").iterdir()
+    remember(memo, other)
+    (others,) = set((tmp_path / "cache" / "teachers").iterdir()) - {file}
+    file.write_bytes(others.read_bytes())
+    assert memo.find(config) is None
+    assert memo.find(other) is not None
+
+
 @pytest.mark.parametrize(
     "data",
     [

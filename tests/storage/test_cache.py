@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from storage.cache import Cache
+from storage.cache import Cache, NamedLabelSet
 from storage.errors import CorruptError, FormatError, MismatchError
-from storage.hashing import canonical_json, digest
+from storage.hashing import canonical_json, digest, seal
 from storage.parts import Extent
 from storage.sources import index_source
 from storage.specs import PartSpec
@@ -210,12 +210,45 @@ def test_names_point_at_label_sets(tmp_path):
     assert sorted(cache.names()) == ["a.b-c_d", "digits"]
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"3", b'{"other":1}', b"\xff", b"[" * 100_000])
-def test_a_damaged_name_is_refused(tmp_path, data):
+DAMAGED_NAMES = [
+    b"",
+    b"{",
+    b"[]",
+    b"3",
+    b'{"other":1}',
+    b"\xff",
+    b"[" * 100_000,
+    b'{"label_set":"../../elsewhere"}',
+    b'{"label_set":7}',
+    canonical_json({"label_set": "ab" * 16, "name": "digits"}),
+    seal(canonical_json({"label_set": "ab" * 16, "name": "digits", "tag": 1})),
+    seal(canonical_json({"label_set": "ab" * 16, "name": "letters"})),
+]
+
+
+@pytest.mark.parametrize("data", DAMAGED_NAMES)
+def test_a_damaged_name_is_refused_and_hides_no_other(tmp_path, data):
     cache = Cache.at(str(tmp_path))
+    cache.point_name("letters", label_set="cd" * 16)
     cache.store.write("names/digits.json", data)
-    with pytest.raises(FormatError, match=f"{tmp_path}/names/digits.json: .*remove it and run decant label again"):
-        cache.names()
+    with pytest.raises(FormatError, match=f"{tmp_path}/names/digits.json: .*remove it and run decant label .*again"):
+        cache.find_name("digits")
+    assert cache.names() == {"letters": "cd" * 16}
+    named, (problem,) = cache.read_names()
+    assert named == {"letters": NamedLabelSet(label_set="cd" * 16, is_tag=False)}
+    assert problem.startswith(f"{tmp_path}/names/digits.json: not a name this release can read")
+    cache.point_name("digits", label_set="ef" * 16)
+    assert cache.names() == {"letters": "cd" * 16, "digits": "ef" * 16}
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../names/digits", "a\0b", "a b", "é", "digits\n", "x" * 129, "x" * 10_000]
+)
+def test_what_cannot_be_a_name_is_none(tmp_path, name):
+    cache = Cache.at(str(tmp_path))
+    cache.point_name("digits", label_set="ab" * 16)
+    assert cache.find_name(name) is None
+    assert cache.find_name("digits") == NamedLabelSet(label_set="ab" * 16, is_tag=False)
 
 
 def test_label_sets_without_a_manifest_are_nobodys(labeller):

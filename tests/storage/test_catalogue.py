@@ -12,6 +12,7 @@ from storage.errors import CacheError, CorruptError, MismatchError
 from storage.label_set import LabelSet, UsedPart
 from storage.sources import index_source
 from storage.specs import CompactCodec, ExactCodec, PartSpec
+from storage.tags import set_tag
 from tests.storage.caches import make_labeller, make_request
 
 DEAD = frozenset({("ant/001.jpg", None), ("cat/016.jpg", 1), ("cat/016.jpg", 3)})
@@ -47,6 +48,7 @@ def test_label_sets_are_listed_with_all_their_names(labeller, url):
         label_set.manifest.id: {
             "id": label_set.manifest.id,
             "names": names,
+            "tags": [],
             "teacher": "tiny",
             "view": "random_resized_crop",
             "num_views": 2,
@@ -77,6 +79,27 @@ def test_a_damaged_label_set_is_a_problem_and_hides_no_other(labeller, url, tmp_
         (problem,) = found["problems"]
         assert problem.startswith(f"{path} is ")
         assert problem in found["text"]
+
+
+def test_tags_are_listed_apart_and_a_damaged_name_is_a_problem_that_hides_nothing(labeller, url, tmp_path):
+    label_set = labeller.label(name="one")
+    set_tag(url, label_set="one", name="v1")
+    damaged = tmp_path / "cache" / "names" / "two.json"
+    damaged.write_bytes(b"{")
+    found = list_cache(url)
+    assert [(entry["id"], entry["names"], entry["tags"]) for entry in found["label_sets"]] == [
+        (label_set.manifest.id, ["one"], ["v1"])
+    ]
+    (problem,) = found["problems"]
+    assert problem.startswith(f"{damaged}: not a name this release can read")
+    assert problem in found["text"]
+    assert "one, v1" in found["text"]
+    assert show_label_set(url, name="one")["id"] == show_label_set(url, name="v1")["id"] == label_set.manifest.id
+    with pytest.raises(CorruptError, match="names/two.json: not a name this release can read"):
+        show_label_set(url, name="two")
+    # Deleting or labelling again mends it.
+    assert labeller.label(name="two").manifest.id == label_set.manifest.id
+    assert list_cache(url)["problems"] == []
 
 
 @pytest.mark.parametrize(

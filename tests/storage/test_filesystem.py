@@ -38,6 +38,19 @@ class TestS3(StoreContract):
         return f"s3://{s3_bucket}/{uuid.uuid4().hex}"
 
 
+def test_empty_folders_are_removed_and_others_stay(tmp_path):
+    store = Store(str(tmp_path))
+    for name in ("a/b/c/file", "a/d/file", "e/f/file"):
+        store.write(name, b"1")
+    for name in ("a/b/c/file", "e/f/file"):
+        store.remove(name)
+    store.remove_empty_folders("a")
+    store.remove_empty_folders("nowhere")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "a/d", "a/d/file", "e", "e/f"]
+    store.remove_empty_folders("e")
+    assert not (tmp_path / "e").exists()
+
+
 def test_a_local_store_has_several_names(tmp_path, monkeypatch):
     Store(str(tmp_path / "store")).write("file", b"1")
     monkeypatch.chdir(tmp_path)
@@ -241,3 +254,17 @@ def test_stores_in_memory_are_of_one_process():
         run_python("import sys; from storage.filesystem import Store; print(Store(sys.argv[1]).exists('file'))", url).stdout
         == "False\n"
     )
+
+
+@pytest.mark.s3
+def test_what_another_process_writes_after_a_listing_is_read(s3_bucket):
+    import boto3
+
+    folder = uuid.uuid4().hex
+    store = Store(f"s3://{s3_bucket}/{folder}")
+    store.write("folder/first", b"1")
+    assert store.names("folder") == ["folder/first"]
+    # Past this process's own client, which would forget its listing.
+    boto3.client("s3").put_object(Bucket=s3_bucket, Key=f"{folder}/folder/second", Body=b"22")
+    assert store.read("folder/second") == b"22"
+    assert store.read_range("folder/second", start=1, num_bytes=5) == b"2"

@@ -287,7 +287,8 @@ def test_requests_with_other_fields(data):
 @given(data=st.data())
 def test_names_with_other_bytes(data):
     cache = Cache.at("memory://fuzz-names")
-    cache.store.write("names/x.json", data.draw(mutated(b'{"label_set":"0123456789abcdef0123456789abcdef"}')))
+    body = b'{"label_set":"0123456789abcdef0123456789abcdef","name":"x"}'
+    cache.store.write("names/x.json", data.draw(mutated(seal(body)) | mutated(body).map(seal)))
     assert outcome(lambda: LabelSet.open(cache, name_or_id="x"), origin="memory://fuzz-names") is None
 
 

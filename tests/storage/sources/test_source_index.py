@@ -5,6 +5,7 @@ import time
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
@@ -223,6 +224,19 @@ def test_a_memo_of_another_version_is_written_anew(tmp_path):
     index_source(LinesSource(u="a"), memo=memo)
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({b"decant.source_memo": b"0"}), path)
+    assert index_source(LinesSource(u="a"), memo=memo).num_units_read == 1
+    assert index_source(LinesSource(u="a"), memo=memo).num_units_read == 0
+
+
+@pytest.mark.parametrize(("column", "kind"), [("name", pa.binary()), ("num_samples", pa.float64()), ("stat_token", None)])
+def test_a_memo_of_other_columns_is_written_anew(tmp_path, column, kind):
+    path = tmp_path / "memo"
+    memo = SourceMemo(str(path))
+    index_source(LinesSource(u="a"), memo=memo)
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    changed = table.set_column(place, column, table.column(column).cast(kind)) if kind else table.drop_columns([column])
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path, write_page_checksum=True)
     assert index_source(LinesSource(u="a"), memo=memo).num_units_read == 1
     assert index_source(LinesSource(u="a"), memo=memo).num_units_read == 0
 

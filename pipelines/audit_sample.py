@@ -1,0 +1,130 @@
+"""Which rows of a label set an audit looks at: spread over units and views, repeatable from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import CorruptError
+from storage.hashing import key_hash
+from storage.label_blocks import LabelBlock, decode_label_block
+from storage.label_set import LabelSet
+from storage.parts import BlockExtent, Extent
+from storage.samples import decode_samples
+from storage.soft_labels import SoftLabels
+from storage.specs import SoftLabelsSpec
+from storage.views import view_uniforms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredRow:
+    """One stored row.
+
+    Attributes:
+        position: of the sample in its unit.
+        soft_labels: one row, as stored.
+        view_digest: digest of the rendered view; 0 where none is stored.
+        digest_position: position of the nearest sample of the same block whose view digest is stored; None: there is none.
+    """
+
+    unit_name: str
+    key: str
+    position: int
+    view: int
+    target: SoftLabelsSpec
+    soft_labels: SoftLabels
+    digest_key: str | None
+    digest_position: int | None
+    view_digest: int
+
+
+def choose_places(
+    *, num_samples: int, num_views: int, num_rows: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return int64 [rows] samples and views, all pairs different, evenly spread over both.
+
+    Samples are split into as many equal runs as rows are asked for and one is drawn from each; views take turns. Where more rows
+    than samples are asked for, every sample is taken in another view again.
+    """
+    num_rows = min(num_rows, num_samples * num_views)
+    uniforms = view_uniforms(seed, key="audit", view_index=0, count=num_rows + 1)
+    offset = int(uniforms[0] * num_views)
+    samples, views = [], []
+    for turn in range(-(-num_rows // max(num_samples, 1))):
+        taken = min(num_rows - turn * num_samples, num_samples)
+        places = np.arange(taken)
+        drawn = uniforms[1 + turn * num_samples :][:taken]
+        starts = (places * num_samples) // taken
+        chosen = starts + (drawn * (((places + 1) * num_samples) // taken - starts)).astype(np.int64)
+        samples.append(chosen)
+        views.append(((places if num_rows < num_samples else chosen) + offset + turn) % num_views)
+    empty = np.zeros(0, dtype=np.int64)
+    return (np.concatenate(samples), np.concatenate(views)) if samples else (empty, empty)
+
+
+def stored_rows(label_set: LabelSet, *, num_rows: int, seed: int) -> Iterator[StoredRow]:
+    """Yield stored rows in the order of the label set; a dead letter's place goes to the next row of its block.
+
+    Raises:
+        CorruptError: a block is not what was committed.
+    """
+    table, manifest = label_set.parts, label_set.manifest
+    names = table.column("unit_name").combine_chunks().dictionary_encode()
+    unit_of = names.indices.to_numpy()
+    sizes = np.zeros(len(names.dictionary), dtype=np.int64)
+    sizes[unit_of] = table.column("num_samples").to_numpy()
+    ends = np.cumsum(sizes)
+    first_views, num_views = (table.column(name).to_numpy() for name in ("first_view", "num_views"))
+    samples, views = choose_places(
+        num_samples=int(ends[-1]) if len(ends) else 0, num_views=manifest.num_views, num_rows=num_rows, seed=seed
+    )
+    units = np.searchsorted(ends, samples, side="right")
+    positions = samples - (ends - sizes)[units]
+    asked: dict[int, list[tuple[int, int]]] = {}
+    for unit, position, view in zip(units.tolist(), positions.tolist(), views.tolist(), strict=True):
+        holding = np.flatnonzero((unit_of == unit) & (first_views <= view) & (view < first_views + num_views))
+        asked.setdefault(int(holding[0]), []).append((view, position))
+    for part in sorted(asked):
+        yield from _rows_of_part(label_set, part=part, asked=sorted(asked[part]))
+
+
+def _rows_of_part(label_set: LabelSet, *, part: int, asked: list[tuple[int, int]]) -> Iterator[StoredRow]:
+    table, path = label_set.parts, label_set.tar_path(part)
+    origin = f"{label_set.cache.store.url}/{path}"
+    extent = Extent(**table.column("samples")[part].as_py())
+    keys = decode_samples(label_set.cache.read_extent(path, extent), origin=origin).keys
+    blocks = [BlockExtent(**block) for block in table.column("blocks")[part].as_py()]
+    seen: set[tuple[int, int]] = set()
+    decoded: tuple[BlockExtent, LabelBlock] | None = None
+    for view, position in asked:
+        extent = next(b for b in blocks if b.view == view and b.first_sample <= position < b.first_sample + b.num_samples)
+        if decoded is None or decoded[0] != extent:
+            block = decode_label_block(label_set.cache.read_extent(path, extent), origin=origin)
+            if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
+                raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
+            decoded = extent, block
+        block = decoded[1]
+        if not len(block.positions):
+            continue
+        row = int(np.searchsorted(block.positions, position)) % len(block.positions)
+        found = int(block.positions[row])
+        if (view, found) in seen:
+            continue
+        seen.add((view, found))
+        proven = np.flatnonzero(block.view_digests)
+        nearest = int(proven[np.abs(proven - row).argmin()]) if len(proven) else None
+        digest_position = None if nearest is None else int(block.positions[nearest])
+        yield StoredRow(
+            unit_name=table.column("unit_name")[part].as_py(),
+            key=keys[found],
+            position=found,
+            view=view,
+            target=block.target,
+            soft_labels=block.soft_labels.take(np.array([row])),
+            digest_key=None if digest_position is None else keys[digest_position],
+            digest_position=digest_position,
+            view_digest=0 if nearest is None else int(block.view_digests[nearest]),
+        )

@@ -1,0 +1,132 @@
+"""Rows of a label set in canonical order, with keys and hard labels, without the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.errors import CorruptError, MismatchError
+from storage.hashing import key_hash
+from storage.label_blocks import decode_label_block
+from storage.label_set import LabelSet
+from storage.narrowing import narrow, why_not_narrower
+from storage.parts import Extent
+from storage.samples import SampleTable, decode_samples
+from storage.soft_labels import SoftLabels
+from storage.streams.block_places import BlockPlace, BlockPlaces
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledRows:
+    """The rows of one block.
+
+    Attributes:
+        keys: sample keys.
+        labels: int64 [rows], hard labels, NO_LABEL where there is none.
+    """
+
+    view: int
+    keys: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    soft_labels: SoftLabels
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowReader:
+    """Reads some views of a label set, view by view, each in the order of its source.
+
+    Attributes:
+        views: ascending.
+    """
+
+    label_set: LabelSet
+    views: tuple[int, ...]
+    _places: BlockPlaces
+
+    @classmethod
+    def of(cls, label_set: LabelSet, *, views: Iterable[int] | None) -> RowReader:
+        """Return a reader of the given views; None: of all.
+
+        Raises:
+            MismatchError: the label set has no such view, or none is asked for.
+        """
+        num_views = label_set.manifest.num_views
+        chosen = tuple(range(num_views)) if views is None else tuple(sorted(set(views)))
+        beyond = [view for view in chosen if not 0 <= view < num_views]
+        if beyond or not chosen:
+            raise MismatchError(
+                f"label set {label_set.manifest.name!r} has views 0 to {num_views - 1}, asked for were {beyond or 'none'}; "
+                "name views that it has, or leave them out for all"
+            )
+        return cls(label_set=label_set, views=chosen, _places=BlockPlaces(label_set.parts, num_views=num_views))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all chosen views."""
+        return sum(int(self._places.rows(view=view).sum()) for view in self.views)
+
+    @property
+    def num_missing(self) -> int:
+        """Samples of the chosen views that have no row: dead letters."""
+        return len(self.views) * self.label_set.manifest.num_samples - self.num_rows
+
+    def read(self, view: int) -> Iterator[LabelledRows]:
+        """Yield the blocks of a view that hold any row, checked as a training stream checks them. One is held at a time.
+
+        Raises:
+            CorruptError: stored labels are not what was committed.
+        """
+        table_part, table = -1, SampleTable(keys=(), labels=np.zeros(0, dtype=np.int64))
+        for block_id in np.flatnonzero(self._places.rows(view=view)).tolist():
+            place = self._places.place(view=view, block_id=block_id)
+            if place.part != table_part:
+                table_part, table = place.part, self._samples(place.part)
+            yield self._read_block(place, view=view, table=table)
+
+    def _samples(self, part: int) -> SampleTable:
+        extent: dict[str, Any] = self.label_set.parts.column("samples")[part].as_py()
+        path = self.label_set.tar_path(part)
+        origin = f"{self.label_set.cache.store.url}/{path}"
+        return decode_samples(self.label_set.cache.read_extent(path, Extent(**extent)), origin=origin)
+
+    def _read_block(self, place: BlockPlace, *, view: int, table: SampleTable) -> LabelledRows:
+        path = self.label_set.tar_path(place.part)
+        origin = f"{self.label_set.cache.store.url}/{path}: the block at {place.extent.offset}"
+        block = decode_label_block(self.label_set.cache.read_extent(path, place.extent), origin=origin)
+        found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
+        if found != (view, place.first_sample, place.num_samples, place.num_rows):
+            raise CorruptError(f"{origin} is (view, first sample, samples, rows) {found}, not what the label set says")
+        keys = table.keys[block.first_sample : block.first_sample + block.num_samples]
+        if key_hash(keys) != block.key_hash:
+            raise CorruptError(f"{origin} is of other samples than the part's table")
+        target, soft_labels = self.label_set.manifest.request.target, block.soft_labels
+        if block.target != target:
+            reason = why_not_narrower(block.target, asked=target)
+            if reason is not None:
+                raise CorruptError(f"{origin} is of other labels: {reason}")
+            soft_labels = narrow(soft_labels, asked=target)
+        return LabelledRows(
+            view=view,
+            keys=tuple(table.keys[position] for position in block.positions.tolist()),
+            labels=table.labels[block.positions],
+            soft_labels=soft_labels,
+        )
+
+
+def parse_views(text: str) -> Sequence[int]:
+    """Return the views that a text such as "0-3,7" names.
+
+    Raises:
+        MismatchError: it is no such list.
+    """
+    views: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise MismatchError(f"views {text!r} are not understood; give numbers and ranges, as in 0-3,7")
+        views += range(int(first), int(last or first) + 1)
+    return views
