@@ -192,4 +192,5 @@ def make_labeller(folder, *, url=None, num=17, request=None, **options) -> Label
 def read_tree(url):
     """Bytes of every file below a URL, by path relative to it."""
     fs, root = fsspec.core.url_to_fs(url)
+    fs.invalidate_cache()  # the store writes through an instance of its own
     return {path[len(root.rstrip("/")) + 1 :]: fs.cat_file(path) for path in fs.find(root)}
