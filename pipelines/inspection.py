@@ -13,7 +13,11 @@ from tqdm import tqdm
 from pipelines.label import Survey
 from pipelines.plan import find_lenders, make_plan
 from storage.cache import Cache
-from storage.damage import (
+from storage.errors import CorruptError
+from storage.label_set import LabelSet, UsedPart, label_set_id
+from storage.parts import PartRecord
+from storage.specs import PartSpec, RequestSpec
+from storage.upkeep.damage import (
     DamagedFile,
     ForgivingCache,
     label_set_damage,
@@ -23,10 +27,6 @@ from storage.damage import (
     request_damage,
     tar_damage,
 )
-from storage.errors import CorruptError
-from storage.label_set import LabelSet, UsedPart, label_set_id
-from storage.parts import PartRecord
-from storage.specs import PartSpec, RequestSpec
 
 _VIEWS = re.compile(r"\.v([0-9]+)-([0-9]+)\.")
 

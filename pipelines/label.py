@@ -34,12 +34,12 @@ from storage.config import ExperimentConfig, SourceConfig, TeacherConfig
 from storage.errors import CacheError, ConfigError, DeadLetterLimitError, DecantError, SourceError
 from storage.hashing import fingerprint
 from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
-from storage.leases import hold_requests
 from storage.parts import DeadLetter, PartRecord
 from storage.sources import IndexedUnit, SourceMemo, index_source, open_source
 from storage.sources.base import Source
 from storage.specs import RequestSpec
-from storage.tags import check_experiment_name
+from storage.upkeep.leases import hold_requests
+from storage.upkeep.tags import check_experiment_name
 
 _INDEX_THREADS = 4
 

@@ -16,9 +16,9 @@ from pipelines.label_unit import LabelTask
 from pipelines.plan import LabelPlan
 from storage.cache import Cache
 from storage.config import ExperimentConfig
-from storage.damage import DamagedFile
 from storage.errors import ConfigError, MismatchError
 from storage.label_set import LabelSet
+from storage.upkeep.damage import DamagedFile
 from storage.verify import verify
 
 _NUM_SHOWN = 20

@@ -123,13 +123,13 @@ def run_cache_action(arguments: argparse.Namespace) -> dict[str, Any]:
 
             return verify_label_sets(arguments.cache, name=arguments.label_set, quick=arguments.quick, progress=progress)
         case "tag":
-            from storage.tags import delete_tag, set_tag
+            from storage.upkeep.tags import delete_tag, set_tag
 
             if arguments.delete:
                 return delete_tag(arguments.cache, name=arguments.tag, label_set=arguments.label_set, force=arguments.force)
             return set_tag(arguments.cache, label_set=arguments.label_set, name=arguments.tag, force=arguments.force)
         case "diff":
-            from storage.comparison import compare_label_sets
+            from storage.upkeep.comparison import compare_label_sets
 
             return compare_label_sets(
                 arguments.cache,
@@ -138,7 +138,7 @@ def run_cache_action(arguments: argparse.Namespace) -> dict[str, Any]:
                 other_label_set=arguments.other,
             )
         case "gc":
-            from storage.garbage import collect_garbage
+            from storage.upkeep.garbage import collect_garbage
 
             return collect_garbage(
                 arguments.cache,

@@ -21,11 +21,11 @@ from storage.interchange.tinyvit_folder import EpochRecords, Places, TinyViTFold
 from storage.interchange.tinyvit_part import PartMaker
 from storage.interchange.tinyvit_units import ImportedSamples, ImportedUnit, KeyStyle, samples_of_folder, samples_of_source
 from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
-from storage.leases import hold_requests
 from storage.parts import PartRecord, PartWriter
 from storage.samples import SampleTable
 from storage.specs import ExactCodec, ImportedTeacher, ImportedView, PartSpec, RequestSpec, Size, SoftLabelsSpec
-from storage.tags import check_experiment_name
+from storage.upkeep.leases import hold_requests
+from storage.upkeep.tags import check_experiment_name
 
 _EPOCHS_PER_PART = 4
 """Views stored in one part; the keys of this many epochs are looked up together."""

@@ -12,7 +12,7 @@ from storage.errors import CacheError, CorruptError, MismatchError
 from storage.label_set import LabelSet, UsedPart
 from storage.sources import index_source
 from storage.specs import CompactCodec, ExactCodec, PartSpec
-from storage.tags import set_tag
+from storage.upkeep.tags import set_tag
 from tests.storage.caches import make_labeller, make_request
 
 DEAD = frozenset({("ant/001.jpg", None), ("cat/016.jpg", 1), ("cat/016.jpg", 3)})

@@ -10,18 +10,18 @@ from dataclasses import replace
 
 import pytest
 
-from storage import sweep
 from storage.cache import Cache
 from storage.errors import CacheError, CorruptError, MismatchError
-from storage.garbage import collect_garbage
 from storage.hashing import canonical_json, seal, unseal
 from storage.label_set import UsedPart
 from storage.sources import index_source
 from storage.specs import PartSpec
-from storage.sweep import EMPTY_REQUESTS, LABEL_SETS, MEMOS, OLD_RUNS, PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS
-from storage.tags import set_tag
+from storage.upkeep import sweep
+from storage.upkeep.garbage import collect_garbage
+from storage.upkeep.sweep import EMPTY_REQUESTS, LABEL_SETS, MEMOS, OLD_RUNS, PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS
+from storage.upkeep.tags import set_tag
 from tests.storage.caches import make_labeller, make_request, read_tree
-from tests.storage.litter import OLD, assert_whole, collect, counts, litter
+from tests.storage.upkeep.litter import OLD, assert_whole, collect, counts, litter
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import uuid
 import fsspec.implementations.memory
 import pytest
 
-from storage import sweep
-from tests.storage.litter import SkewedClock
+from storage.upkeep import sweep
+from tests.storage.upkeep.litter import SkewedClock
 
 PLACES = ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)]
 

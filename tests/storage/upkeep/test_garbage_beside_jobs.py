@@ -15,17 +15,17 @@ import pytest
 from storage.cache import Cache
 from storage.errors import CacheError, CorruptError
 from storage.filesystem import Store
-from storage.garbage import collect_garbage
 from storage.hashing import canonical_json
 from storage.label_set import LabelSet
-from storage.leases import hold_requests, removing
 from storage.parts import PartRecord
 from storage.sources import index_source
-from storage.sweep import EMPTY_REQUESTS, LABEL_SETS, STRAY_TARS, UNUSED_PARTS
-from storage.tags import set_tag
+from storage.upkeep.garbage import collect_garbage
+from storage.upkeep.leases import hold_requests, removing
+from storage.upkeep.sweep import EMPTY_REQUESTS, LABEL_SETS, STRAY_TARS, UNUSED_PARTS
+from storage.upkeep.tags import set_tag
 from storage.verify import verify
 from tests.storage.caches import make_labeller, make_request, read_tree
-from tests.storage.litter import (
+from tests.storage.upkeep.litter import (
     NOW,
     assert_whole,
     collect,
@@ -189,7 +189,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from storage.leases import hold_requests
+from storage.upkeep.leases import hold_requests
 from storage.sources import open_source
 from storage.config import ImageFolderConfig
 from storage.cache import Cache

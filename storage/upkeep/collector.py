@@ -16,9 +16,9 @@ from storage.cache import Cache, NamedLabelSet
 from storage.errors import CorruptError, MismatchError
 from storage.filesystem import PARTIAL, StoredFile
 from storage.label_set import read_manifest
-from storage.leases import REMOVING_SECONDS, held_requests, removing
-from storage.references import References, references_of, stem_of
-from storage.sweep import (
+from storage.upkeep.leases import REMOVING_SECONDS, held_requests, removing
+from storage.upkeep.references import References, references_of, stem_of
+from storage.upkeep.sweep import (
     EMPTY_REQUESTS,
     LABEL_SETS,
     OLD_RUNS,

@@ -15,10 +15,10 @@ from storage.cache import Cache
 from storage.errors import FormatError
 from storage.filesystem import PARTIAL, StoredFile
 from storage.label_set import Manifest, read_manifest
-from storage.leases import old_leavings
 from storage.parts import PartRecord
-from storage.references import Hashes, References, hashes_of, stem_of, within
 from storage.specs import PartSpec
+from storage.upkeep.leases import old_leavings
+from storage.upkeep.references import Hashes, References, hashes_of, stem_of, within
 
 PARTIAL_SECONDS = 3600.0
 """Younger files that are half written stay, whatever the grace: somebody may be writing them."""

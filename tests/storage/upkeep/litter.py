@@ -8,12 +8,12 @@ import time
 from dataclasses import replace
 
 from storage.cache import Cache
-from storage.collector import Collector
 from storage.filesystem import Store
-from storage.garbage import collect_garbage
 from storage.label_set import LabelSet
 from storage.sources import index_source
-from storage.sweep import EMPTY_REQUESTS, OLD_RUNS, OLD_TABLES, PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS
+from storage.upkeep.collector import Collector
+from storage.upkeep.garbage import collect_garbage
+from storage.upkeep.sweep import EMPTY_REQUESTS, OLD_RUNS, OLD_TABLES, PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS
 from storage.verify import verify
 from tests.storage.caches import make_request
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.cache import Cache
-from storage.comparison import compare_classes, compare_label_sets, compare_request, compare_requests
-from storage.comparison_words import classes_in_words
 from storage.config import ImageFolderConfig
 from storage.errors import MismatchError
 from storage.label_set import UsedPart
 from storage.narrowing import why_not_narrower
 from storage.sources import index_source, open_source
 from storage.specs import CompactCodec, ExactCodec, Normalization, PartSpec, RequestSpec
-from storage.unit_comparison import SHOWN
+from storage.upkeep.comparison import compare_classes, compare_label_sets, compare_request, compare_requests
+from storage.upkeep.comparison_words import classes_in_words
+from storage.upkeep.unit_comparison import SHOWN
 from tests.storage.caches import CLASSES, make_labeller, make_request
 
 OTHER_VALUES = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from storage.cache import Cache, NamedLabelSet
 from storage.errors import CacheError, CorruptError, FormatError, MismatchError
 from storage.label_set import LabelSet
-from storage.tags import check_experiment_name, check_tag, delete_tag, set_tag
+from storage.upkeep.tags import check_experiment_name, check_tag, delete_tag, set_tag
 from tests.storage.caches import make_labeller, make_request, read_tree
 
 

@@ -6,10 +6,10 @@ import itertools
 from typing import Any
 
 from storage.cache import Cache
-from storage.collector import Collector, LabelSetFiles
 from storage.errors import CacheError
 from storage.label_set import read_manifest
-from storage.sweep import KINDS
+from storage.upkeep.collector import Collector, LabelSetFiles
+from storage.upkeep.sweep import KINDS
 
 _CHUNK = 512
 _HOUR_SECONDS = 3600.0

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.cache import Cache
-from storage.comparison_words import Figures, label_sets_in_words, request_in_words
 from storage.errors import CacheError, CorruptError
 from storage.label_set import LabelSet, Manifest, read_manifest
 from storage.narrowing import why_not_narrower
 from storage.sources import IndexedUnit
 from storage.specs import RequestSpec
-from storage.unit_comparison import LOOKED_INTO, SHOWN, compare_units, units_indexed, units_of, why_changed, why_other_keys
+from storage.upkeep.comparison_words import Figures, label_sets_in_words, request_in_words
+from storage.upkeep.unit_comparison import LOOKED_INTO, SHOWN, compare_units, units_indexed, units_of, why_changed, why_other_keys
 
 _MEANINGS = {
     "teacher.weights_sha256": "other weights",
