@@ -27,7 +27,7 @@ EXTRAS = {
     "train": [*NETWORKS, "accelerate>=1.10", "tensorboard>=2.18"],
     "s3": ["s3fs>=2024.6"],
     "gcs": ["gcsfs>=2024.6"],
-    "demo": ["scikit-learn>=1.5", "matplotlib>=3.9"],
+    "demo": ["scikit-learn>=1.5"],
 }
 ALL = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 CHECKS = [

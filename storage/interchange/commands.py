@@ -1,4 +1,4 @@
-"""`decant export` and `decant cache import-tinyvit`: what they did, in figures and in words."""
+"""`decant cache export` and `decant cache import-tinyvit`: what they did, in figures and in words."""
 
 from __future__ import annotations
 
