@@ -11,7 +11,15 @@ import torch
 
 import decant
 from pipelines import teachers, transforms
-from tests.pipelines.support import save_teacher, write_folder
+from tests.pipelines.support import (
+    colour_teacher,
+    experiment,
+    folder_source,
+    save_teacher,
+    timm_teacher,
+    write_config,
+    write_folder,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +88,30 @@ def pictures(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """Weights of a tiny timm model with 3 classes."""
     return save_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+@pytest.fixture
+def made(tmp_path, pictures, checkpoint):
+    """Write a config whose parts can be changed; the cache is `tmp_path/cache`."""
+
+    def make(file="config", **changes):
+        data = {
+            "cache": tmp_path / "cache",
+            "source": folder_source(pictures),
+            "teacher": timm_teacher(checkpoint),
+            **changes,
+        }
+        return write_config(tmp_path / f"{file}.json", experiment(**data))
+
+    return make
+
+
+@pytest.fixture
+def made_by_colour(tmp_path, pictures):
+    """The same with a teacher that looks at colours."""
+
+    def make(**changes):
+        data = {"cache": tmp_path / "cache", "source": folder_source(pictures), "teacher": colour_teacher(), **changes}
+        return write_config(tmp_path / "config.json", experiment(**data))
+
+    return make

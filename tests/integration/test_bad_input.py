@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,33 +15,24 @@ from storage.label_blocks import decode_label_block
 from storage.label_set import LabelSet
 from storage.parts import BlockExtent, Extent
 from storage.samples import decode_samples
+from tests.integration.support import refuse
 from tests.pipelines.networks import NAN_COLOUR, RAISE_COLOUR
 from tests.pipelines.support import (
-    ROOT,
     bomb,
     colour_teacher,
-    experiment,
     folder_source,
     picture,
     plain,
-    run_decant,
     shard_bytes,
     tar_bytes,
     timm_teacher,
-    write_config,
     write_folder,
 )
 
 
 @pytest.fixture
-def made(tmp_path, pictures):
-    """Write a config whose parts can be changed; the cache is `tmp_path/cache`."""
-
-    def make(**changes):
-        data = {"cache": tmp_path / "cache", "source": folder_source(pictures), "teacher": colour_teacher(), **changes}
-        return write_config(tmp_path / "config.json", experiment(**data))
-
-    return make
+def made(made_by_colour):
+    return made_by_colour
 
 
 def labelled_rows(cache, name="tiny"):
@@ -59,14 +46,6 @@ def labelled_rows(cache, name="tiny"):
             decoded = decode_label_block(label_set.cache.read_extent(path, BlockExtent(**block)), origin=path)
             rows += [(keys[position], decoded.view) for position in decoded.positions]
     return sorted(rows)
-
-
-def refuse(ended, *, status, saying):
-    """A clear error: one status, no label set, a message that names what is wrong."""
-    assert ended.status == status, ended
-    for words in saying:
-        assert words in ended.err
-    assert ended.err.startswith("decant: ")
 
 
 # Samples
@@ -353,111 +332,3 @@ def test_a_wrong_config_ends_with_status_2(command, made, tmp_path, override, sa
 
 def test_a_config_that_is_not_there_ends_with_status_2(command, tmp_path):
     refuse(command("label", tmp_path / "no.yaml"), status=2, saying=["there is no such config file"])
-
-
-# Stores
-
-
-def test_a_cache_below_a_file_is_refused(command, made, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    for cache in (tmp_path / "file", tmp_path / "file" / "cache"):
-        refuse(command("label", made(cache=cache)), status=1, saying=[f"cannot write {cache}/", "check that the store"])
-
-
-@contextmanager
-def mounted(folder, *options):
-    """A small file system of its own, where this process may mount one."""
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def test_a_read_only_cache_is_refused(command, made, tmp_path):
-    with mounted(tmp_path / "readonly", "-o", "ro") as folder:
-        ended = command("label", made(cache=folder / "cache"))
-    refuse(ended, status=1, saying=["cannot write", "Read-only file system", "is writable"])
-
-
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.integration)])
-def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_space(command, made, tmp_path, workers):
-    with mounted(tmp_path / "small", "-o", "size=96k") as folder:
-        config = made(cache=folder / "cache", source=folder_source(write_folder(tmp_path / "pictures"), unit_size=2))
-        ended = command("label", config, "--workers", workers)
-        refuse(ended, status=1, saying=["cannot write", "No space left on device", "run the same command again to go on"])
-        assert ended.err.count("\n") == 1
-        subprocess.run(["mount", "-o", "remount,size=8m", folder], check=True)
-        report = command("label", config, "--workers", workers, "--json").json
-        assert 0 < report["num_computed_rows"] < report["num_rows"] == 48
-        assert command("cache", "verify", folder / "cache").status == 0
-
-
-@pytest.mark.integration
-def test_a_quota_on_files_is_said(made):
-    """Where nothing can be mounted: a limit on the size of any file this process writes."""
-
-    before = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-"""
-    status, _, errors = run_decant("label", made(), before=before)
-    assert status == 1
-    assert errors.startswith("decant: cannot write")
-    assert "File too large" in errors
-    assert "Traceback" not in errors
-
-
-def test_a_store_that_does_not_answer_is_said_within_seconds(made, monkeypatch, command):
-    import s3fs
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
-    started = time.monotonic()
-    for change in ({"cache": "s3://bucket/cache"}, {"source": {"kind": "webdataset", "path": "s3://bucket/{0..1}.tar"}}):
-        ended = command("label", made(**change))
-        refuse(ended, status=1, saying=["s3://bucket/", "127.0.0.1:9", "check"])
-    s3fs.S3FileSystem.clear_instance_cache()
-    assert time.monotonic() - started < 60
-
-
-@pytest.mark.s3
-def test_a_bucket_that_does_not_exist_is_said(command, made, s3_bucket):
-    refuse(command("label", made(cache="s3://no-such-bucket/cache")), status=1, saying=["cannot write s3://no-such-bucket/cache"])
-    source = {"kind": "webdataset", "path": "s3://no-such-bucket/*.tar"}
-    refuse(command("label", made(source=source)), status=1, saying=["s3://no-such-bucket"])
-
-
-# Installations
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    ("missing", "words", "saying"),
-    [
-        ("apache_beam", ["label"], "pip install 'decant[label]'"),
-        ("apache_beam", ["plan"], "pip install 'decant[label]'"),
-        ("s3fs", ["label", "--set", "cache=s3://bucket/cache"], "pip install 'decant[s3]'"),
-    ],
-)
-def test_a_package_that_is_not_installed_is_named_with_its_extra(made, missing, words, saying):
-    code = f"import sys; sys.modules[{missing!r}] = None; import decant; sys.exit(decant.main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, words[0], made(), *words[1:]],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    assert saying in done.stderr
-    assert missing in done.stderr
-    assert "Traceback" not in done.stderr

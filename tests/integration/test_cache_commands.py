@@ -9,18 +9,6 @@ import pytest
 
 from storage.cache import Cache
 from storage.label_set import LabelSet
-from tests.pipelines.support import experiment, folder_source, timm_teacher, write_config
-
-
-@pytest.fixture
-def made(tmp_path, pictures, checkpoint):
-    """Label once; returns the config."""
-
-    def make(file="config", **changes):
-        data = {"cache": tmp_path / "cache", "source": folder_source(pictures), "teacher": timm_teacher(checkpoint), **changes}
-        return write_config(tmp_path / f"{file}.json", experiment(**data))
-
-    return make
 
 
 @pytest.fixture
