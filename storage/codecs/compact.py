@@ -84,11 +84,11 @@ def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:
 
 
 def _kept(counts: npt.NDArray[Any], *, entries: int) -> npt.NDArray[np.uint8]:
-    """Return uint8 [rows, entries], 1 for the first `counts` entries of a row and 0 for the others."""
+    """Return uint8 [rows, entries], all bits set in the first `counts` entries of a row and none in the others."""
     if entries <= 255:
         # One row for each count there can be, gathered: numpy pays for every row it compares.
-        return np.tri(entries + 1, entries, -1, dtype=np.uint8).take(counts, axis=0, mode="clip")
-    return (np.arange(entries, dtype=counts.dtype) < counts[:, None]).view(np.uint8)
+        return np.negative(np.tri(entries + 1, entries, -1, dtype=np.uint8)).take(counts, axis=0, mode="clip")
+    return np.negative((np.arange(entries, dtype=counts.dtype) < counts[:, None]).view(np.uint8))
 
 
 def _padded(planes: list[Bytes], *, counts: npt.NDArray[Any]) -> list[Bytes]:
@@ -106,7 +106,7 @@ def _padded(planes: list[Bytes], *, counts: npt.NDArray[Any]) -> list[Bytes]:
         rows = windows[fitting].view(np.uint8).reshape(num_rows, entries)
         for row in cut_short:
             rows[row, : counts[row]] = plane[starts[row] : ends[row]]
-        padded.append(np.multiply(rows, kept, out=rows))
+        padded.append(np.bitwise_and(rows, kept, out=rows))
     return padded
 
 
