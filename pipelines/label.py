@@ -34,7 +34,7 @@ from storage.config import ExperimentConfig, SourceConfig, TeacherConfig
 from storage.errors import CacheError, ConfigError, DeadLetterLimitError, DecantError, SourceError
 from storage.hashing import fingerprint
 from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
-from storage.parts import DeadLetter, PartRecord
+from storage.parts import PartRecord
 from storage.sources import IndexedUnit, SourceMemo, index_source, open_source
 from storage.sources.base import Source
 from storage.specs import RequestSpec
@@ -42,6 +42,7 @@ from storage.upkeep.leases import hold_requests
 from storage.upkeep.tags import check_experiment_name
 
 _INDEX_THREADS = 4
+_SHOWN_LETTERS = 5
 
 
 class UnitTimes(TypedDict):
@@ -294,6 +295,14 @@ def _raise_reported(cache: Cache, folder: str, *, cause: Exception | None) -> No
 
 
 def _records(run: PlannedRun) -> Iterator[tuple[UsedPart, PartRecord]]:
+    """Yield the parts of a run with their records.
+
+    Raises:
+        CacheError: a part is not committed.
+        DeadLetterLimitError: after the last part, more rows have no label than the config allows.
+    """
+    shown: list[str] = []
+    num_letters = num_dead = 0
     for used in run.plan.parts:
         record = run.cache.find_part(used.part)
         if record is None:
@@ -301,27 +310,22 @@ def _records(run: PlannedRun) -> Iterator[tuple[UsedPart, PartRecord]]:
                 f"part {used.part.name} of unit {used.unit_name!r} is not committed although the pipeline ended; "
                 "run the same command again"
             )
-        yield used, record
-
-
-def _check_dead_letters(run: PlannedRun) -> None:
-    """Raise when more rows have no label than the config allows."""
-    letters: list[tuple[str, DeadLetter]] = []
-    num_dead = 0
-    for used, record in _records(run):
         views = range(used.first_view, used.first_view + used.num_views)
         for letter in record.dead_letters:
             if letter.view is None or letter.view in views:
-                letters.append((used.unit_name, letter))
+                num_letters += 1
                 num_dead += len(views) if letter.view is None else 1
+                if num_letters <= _SHOWN_LETTERS:
+                    shown.append(f"  {used.unit_name} {letter.key}: {letter.stage}: {letter.reason}")
+        yield used, record
     limit = run.config.generation.dead_letter_limit
     if num_dead <= limit * run.plan.num_rows:
         return
-    shown = "\n".join(f"  {unit} {letter.key}: {letter.stage}: {letter.reason}" for unit, letter in letters[:5])
-    more = f"\n  ... and {len(letters) - 5} more" if len(letters) > 5 else ""
+    if num_letters > _SHOWN_LETTERS:
+        shown.append(f"  ... and {num_letters - _SHOWN_LETTERS} more")
     raise DeadLetterLimitError(
         f"{num_dead} of {run.plan.num_rows} rows have no label, more than generation.dead_letter_limit {limit} allows; "
-        f"no label set was made, what was computed is kept:\n{shown}{more}\n"
+        "no label set was made, what was computed is kept:\n" + "\n".join(shown) + "\n"
         "Mend or remove these samples, or raise the limit, and run the same command again"
     )
 
@@ -329,7 +333,7 @@ def _check_dead_letters(run: PlannedRun) -> None:
 def _commit(run: PlannedRun) -> LabelSet:
     run.cache.add_request(run.plan.request)
     identity = label_set_id(request=run.plan.request.fingerprint(), parts=run.plan.parts)
-    _check_dead_letters(run)
+    # Writes nothing before the last record was read: a run with too many dead letters leaves no label set.
     return commit_label_set(
         run.cache,
         identity=identity,

@@ -18,16 +18,15 @@ from pipelines.failure_trace import short_traceback, without_addresses
 from pipelines.rendering import RenderedSample, SampleRenderer, map_ahead
 from pipelines.teachers.base import Teacher
 from storage.codecs import RankedLabels
-from storage.codecs.divergence import codec_kl
 from storage.config import GenerationConfig
 from storage.errors import SourceError, TeacherError
 from storage.label_blocks import block_rows, decode_label_block
+from storage.measuring import measure
 from storage.parts import DeadLetter, PartRecord, PartStatistics, PartWriter
 from storage.samples import SampleTable
-from storage.soft_labels import SoftLabels
 from storage.sources import UnitDigest
 from storage.sources.base import NO_LABEL, Sample, Source, SourceUnit
-from storage.specs import CompactCodec, PartSpec, RequestSpec
+from storage.specs import PartSpec, RequestSpec
 
 _PROVENANCE_PACKAGES = ("decant", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "apache-beam")
 
@@ -327,28 +326,7 @@ class UnitLabeller:
             chosen = rows.take(first + np.flatnonzero(present))
             data = writer.add_rows(chosen, view=view, first_sample=first, present=present, view_digests=rows.digests[span])
             stored = decode_label_block(data, origin=writer.part.name).soft_labels
-            yield measure(chosen, stored, labels=labels[span][present], request=self.request)
-
-
-def measure(rows: RankedLabels, stored: SoftLabels, *, labels: npt.NDArray[np.int64], request: RequestSpec) -> PartStatistics:
-    """Return what storing did to some rows: codec KL, mass kept, agreement with hard labels."""
-    if not len(rows):
-        return PartStatistics()
-    kl = codec_kl(rows, stored)
-    kept = (stored.probs > 0).sum(axis=1)
-    labelled = labels != NO_LABEL
-    capped = request.target.k is None and isinstance(request.target.codec, CompactCodec)
-    return PartStatistics(
-        num_rows=len(rows),
-        codec_kl_sum=float(kl.sum()),
-        codec_kl_max=float(kl.max()),
-        mass_kept_sum=float((1 - stored.rest.astype(np.float64)).sum()),
-        entries_sum=int(kept.sum()),
-        num_empty_rows=int((kept == 0).sum()),
-        num_full_rows=int((kept == request.target.max_entries).sum()) if capped else 0,
-        num_labelled_rows=int(labelled.sum()),
-        num_agreeing_rows=int((rows.class_ids[:, 0] == labels)[labelled].sum()),
-    )
+            yield measure(chosen, stored, labels=labels[span][present], target=self.request.target)
 
 
 def provenance(teacher: Teacher) -> dict[str, str]:

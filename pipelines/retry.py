@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.label_unit import ComputedUnit, LabelledUnit, LabelTask, UnitLabeller, measure, provenance
+from pipelines.label_unit import ComputedUnit, LabelledUnit, LabelTask, UnitLabeller, provenance
 from storage import codecs
 from storage.cache import Cache
 from storage.errors import CorruptError
 from storage.hashing import digest
 from storage.label_blocks import fill_label_block
 from storage.label_set import UsedPart
+from storage.measuring import measure
 from storage.parts import BlockExtent, DeadLetter, EarlierPart, PartRecord, PartStatistics, PartWriter, decode_class_means
 from storage.sources import IndexedUnit
 from storage.specs import PartSpec
@@ -117,7 +118,7 @@ def _copy_block(
     new = fill_label_block(old, chosen, offsets=offsets, view_digests=rows.digests[span], origin=writer.part.name)
     writer.add_block(new, **shape, num_rows=block.num_rows + len(offsets))
     stored = codecs.decode(codecs.encode(chosen, spec=spec), num_rows=len(chosen), spec=spec)
-    return measure(chosen, stored, labels=computed.table.labels[span][offsets], request=labeller.request)
+    return measure(chosen, stored, labels=computed.table.labels[span][offsets], target=labeller.request.target)
 
 
 def _letters_left(record: PartRecord, *, computed: ComputedUnit, wanted: npt.NDArray[np.bool_]) -> tuple[DeadLetter, ...]:

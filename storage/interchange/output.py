@@ -8,7 +8,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -151,3 +152,24 @@ class ExportFolder:
             old.rename(place)
             raise
         shutil.rmtree(old)
+
+
+@dataclass(kw_only=True)
+class OpenFileExport:
+    """What writes one file of an export after another; an error reaches the open one, which is then not published."""
+
+    folder: ExportFolder
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._stack.__exit__(kind, error, traceback)
+
+    def close(self) -> None:
+        """Finish the file at hand; the next rows begin another."""
+        self._stack.close()

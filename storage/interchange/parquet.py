@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.interchange.output import ExportFolder
+from storage.interchange.output import OpenFileExport
 from storage.interchange.rows import LabelledRows, RowReader
 from storage.soft_labels import SoftLabels
 from storage.sources.base import NO_LABEL
@@ -61,25 +59,13 @@ def to_batch(rows: LabelledRows, *, schema: pa.Schema) -> pa.RecordBatch:
 
 
 @dataclass(kw_only=True)
-class ParquetExport:
+class ParquetExport(OpenFileExport):
     """Writes `labels-<number>.parquet` files of at most about a million rows, row groups of a block or a few."""
 
-    folder: ExportFolder
     schema: pa.Schema
-    _stack: ExitStack = field(default_factory=ExitStack)
     _writer: pq.ParquetWriter | None = None
     _num_files: int = 0
     _rows_in_file: int = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # An error must reach the open file, which is then not published.
-        if error is None:
-            self.close()
-        else:
-            self._stack.__exit__(kind, error, traceback)
 
     def write(self, reader: RowReader, *, view: int) -> Iterator[int]:
         """Write a view; yield the rows of each block that was taken in."""
@@ -109,5 +95,5 @@ class ParquetExport:
 
     def close(self) -> None:
         """Finish the file at hand; the next rows begin another."""
-        self._stack.close()
+        super().close()
         self._writer = None

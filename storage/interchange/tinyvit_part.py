@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from storage.codecs.divergence import codec_kl
-from storage.codecs.ranked import RankedLabels
 from storage.interchange.tinyvit_folder import EpochRecords
 from storage.interchange.tinyvit_rows import convert
 from storage.label_blocks import block_rows, decode_label_block
+from storage.measuring import measure
 from storage.parts import DeadLetter, PartStatistics, PartWriter
 from storage.soft_labels import SoftLabels
-from storage.sources.base import NO_LABEL
 
 
 @dataclass(kw_only=True)
@@ -60,32 +58,9 @@ class PartMaker:
         )
         stored = decode_label_block(data, origin=self.writer.part.name).soft_labels
         labels = self.writer.samples.labels[first : first + len(places)][present]
-        self.statistics = self.statistics.plus(_measure(converted.rows, stored, labels=labels))
+        self.statistics = self.statistics.plus(measure(converted.rows, stored, labels=labels, target=self.writer.target))
         self.sums += _probability_sums(stored)
         self.num_clipped += converted.num_clipped
-
-
-def _measure(rows: RankedLabels, stored: SoftLabels, *, labels: npt.NDArray[np.int64]) -> PartStatistics:
-    """Return what storing did to some rows.
-
-    Args:
-        labels: int64 [rows], hard labels, NO_LABEL where there is none.
-    """
-    if not len(rows):
-        return PartStatistics()
-    kl = codec_kl(rows, stored)
-    kept = (stored.probs > 0).sum(axis=1)
-    labelled = labels != NO_LABEL
-    return PartStatistics(
-        num_rows=len(rows),
-        codec_kl_sum=float(kl.sum()),
-        codec_kl_max=float(kl.max()),
-        mass_kept_sum=float((1 - stored.rest.astype(np.float64)).sum()),
-        entries_sum=int(kept.sum()),
-        num_empty_rows=int((kept == 0).sum()),
-        num_labelled_rows=int(labelled.sum()),
-        num_agreeing_rows=int((rows.class_ids[:, 0] == labels)[labelled].sum()),
-    )
 
 
 def _probability_sums(rows: SoftLabels) -> npt.NDArray[np.float64]:

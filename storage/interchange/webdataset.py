@@ -7,17 +7,15 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import BinaryIO, Self
+from dataclasses import dataclass
+from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
 
 from storage import tar
-from storage.interchange.output import ExportFolder
+from storage.interchange.output import OpenFileExport
 from storage.interchange.rows import LabelledRows, RowReader
 from storage.sources.base import NO_LABEL
 
@@ -94,24 +92,12 @@ def write_rows(file: BinaryIO, rows: LabelledRows, *, span: slice) -> None:
 
 
 @dataclass(kw_only=True)
-class WebDatasetExport:
+class WebDatasetExport(OpenFileExport):
     """Writes `labels-<number>.tar` shards of 10,000 rows."""
 
-    folder: ExportFolder
-    _stack: ExitStack = field(default_factory=ExitStack)
     _file: BinaryIO | None = None
     _num_shards: int = 0
     _rows_in_shard: int = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # An error must reach the open file, which is then not published.
-        if error is None:
-            self.close()
-        else:
-            self._stack.__exit__(kind, error, traceback)
 
     def write(self, reader: RowReader, *, view: int) -> Iterator[int]:
         """Write a view; yield the rows of each block that was taken in."""

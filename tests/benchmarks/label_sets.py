@@ -12,12 +12,13 @@ from typing import cast
 import numpy as np
 
 from pipelines.extraction import ExtractedBatch
-from pipelines.label_unit import measure, provenance
+from pipelines.label_unit import provenance
 from pipelines.teachers.base import Teacher
 from storage.cache import Cache
 from storage.codecs import RankedLabels
 from storage.label_blocks import block_rows, decode_label_block
 from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
+from storage.measuring import measure
 from storage.parts import PartRecord, PartStatistics, PartWriter
 from storage.samples import SampleTable
 from storage.sources.base import Sample, SourceUnit, UnitReader
@@ -84,7 +85,7 @@ def _write_part(cache: Cache, *, part: PartSpec, unit: UnitLabels, request: Requ
             present = np.ones(len(rows), dtype=np.bool_)
             data = writer.add_rows(rows, view=view, first_sample=first, present=present, view_digests=digests[span])
             stored = decode_label_block(data, origin="benchmark").soft_labels
-            statistics = statistics.plus(measure(rows, stored, labels=unit.samples.labels[span], request=request))
+            statistics = statistics.plus(measure(rows, stored, labels=unit.samples.labels[span], target=request.target))
     data, record = writer.finish(
         unit_name=unit_name,
         class_means=sum(batch.probability_sums for batch in unit.views) / max(statistics.num_rows, 1),

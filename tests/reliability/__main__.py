@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
-from tests.benchmarks.conditions import load_average, observe
+from tests.benchmarks.command import run_command, run_observed
 from tests.benchmarks.report import Report, goal_rows, markdown_table, to_markdown
 
 TRIALS = ("faults", "kills", "concurrency", "fuzz", "scale")
@@ -20,9 +14,9 @@ TRIALS = ("faults", "kills", "concurrency", "fuzz", "scale")
 _PAGE = """\
 # Reliability
 
-What was done to caches on purpose, and what came of it. Everything on this page was printed by one command, and nothing was left out:
+What was done to caches on purpose, and what came of it. The tables were printed by
 
-    python -m tests.reliability --markdown docs/reliability.md
+    python -m tests.reliability
 
 `python -m tests.reliability faults kills` runs some, `--quick` runs them so small that they only show they work (as
 `tests/integration/test_faults.py` does), `--json FILE` keeps every figure. A goal that was not met says so.
@@ -48,19 +42,9 @@ its own. What is left is files that are whole and right, but old or forged:
 
 
 def run_trial(name: str, *, quick: bool) -> Report:
-    """Run one trial in a folder of its own, which is removed, and return its report."""
+    """Run one trial and return its report."""
     # Imported late: each brings its own half of the world.
-    run: Callable[..., Report] = import_module(f"tests.reliability.{name}").run
-    started = time.perf_counter()
-    load_before = load_average()
-
-    def say(text: str) -> None:
-        sys.stderr.write(f"[{time.perf_counter() - started:7.1f} s] {name}: {text}\n")
-        sys.stderr.flush()
-
-    with tempfile.TemporaryDirectory(prefix=f"decant-{name}-") as folder:
-        report = run(quick=quick, folder=Path(folder), say=say)
-    return replace(report, seconds=time.perf_counter() - started, conditions=observe(load_before=load_before))
+    return run_observed(import_module(f"tests.reliability.{name}").run, name=name, quick=quick)
 
 
 def section(report: Report) -> str:
@@ -77,26 +61,16 @@ def page(reports: Sequence[Report]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run what was asked for; a goal that is not met is a finding, not a failure."""
-    parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TRIALS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="so small that it only shows that all of it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page")
-    arguments = parser.parse_args(words)
-    unknown = sorted(set(arguments.names) - set(TRIALS))
-    if unknown:
-        parser.error(f"no trial {', '.join(unknown)}; there are {', '.join(TRIALS)}")
-    reports = []
-    for name in arguments.names or TRIALS:
-        reports.append(run_trial(name, quick=arguments.quick))
-        sys.stdout.write(f"\n{section(reports[-1])}\n")
-        sys.stdout.flush()
-        # After each: a long run that is stopped keeps what it found.
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps([asdict(report) for report in reports], indent=2) + "\n")
-        if arguments.markdown is not None:
-            arguments.markdown.write_text(page(reports))
-    return 0
+    return run_command(
+        words,
+        program="python -m tests.reliability",
+        what="trial",
+        description=str(__doc__),
+        names=TRIALS,
+        run=run_trial,
+        section=section,
+        page=page,
+    )
 
 
 if __name__ == "__main__":
