@@ -14,11 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from storage.connections import connect
+from storage.creation import PROBE, can_create_at_once, create_at_once, create_by_turns, create_in_turns_remotely
 from storage.errors import CacheError
+from storage.retries import StillFailingError
 
 PARTIAL = ".partial"
 _memory_lock = threading.Lock()
@@ -30,16 +32,22 @@ _MODIFIED = ("LastModified", "mtime", "created", "updated")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
-def filesystem_of(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a URL and the path inside it.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What file systems without hard links answer, as exFAT or some network mounts."""
+
+_creating_at_once: dict[str, bool] = {}
+"""What stores that were asked, by URL, can do; asked once in a process."""
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL and the path inside it; of a remote one, operations that fail for a moment are tried again.
 
     Raises:
         CacheError: the protocol is unknown or its package is not installed.
     """
     protocol = url.split("://", 1)[0] if "://" in url else "file"
     try:
-        # Listings that are kept would hide what others commit: s3fs asks them before it reads a file.
-        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        fs, path = connect(url)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         remedy = f"pip install 'decant[{extra}]'" if extra else "install the fsspec package for this protocol"
@@ -71,8 +79,8 @@ class Store:
         self._fs, self._root = filesystem_of(self.url)
         self._local = isinstance(self._fs, LocalFileSystem)
 
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.url,)
+    def __reduce__(self) -> tuple[Any, tuple[str, bool | None]]:
+        return _store_again, (self.url, _creating_at_once.get(self.url))
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
@@ -119,6 +127,8 @@ class Store:
                     return os.pread(file.fileno(), num_bytes, start)
             try:
                 data: bytes = self._fs.cat_file(self.path(name), start=start, end=start + num_bytes)
+            except StillFailingError:
+                raise
             except Exception:
                 # Object stores refuse a range that begins at or behind the end, each with an error of its own.
                 if start < self._fs.size(self.path(name)):
@@ -224,7 +234,7 @@ class Store:
         Raises:
             CacheError: the store cannot be written.
         """
-        name = f".probe-{uuid.uuid4().hex}"
+        name = f"{PROBE}{uuid.uuid4().hex}"
         self.write(name, b"probe")
         try:
             return self.look(name).modified
@@ -240,19 +250,51 @@ class Store:
             else:
                 self._fs.pipe_file(self.path(name), data)
 
+    @property
+    def creates_at_once(self) -> bool:
+        """Whether the store itself sees to it that a file is created once; a remote store is asked by a probe, once."""
+        if self.url not in _creating_at_once:
+            if self._local or isinstance(self._fs, MemoryFileSystem):
+                return True
+            with self._explained("create", PROBE, answers=()):
+                _creating_at_once[self.url] = can_create_at_once(self._fs, self._root)
+        return _creating_at_once[self.url]
+
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file if there is none of that name; return whether this call made it."""
+        """Write a file if there is none of that name; return whether this call made it.
+
+        Where the store cannot do that at once (`creates_at_once`), it takes a second; what is promised then is in
+        docs/object_stores.md.
+        """
+        at_once = self.creates_at_once
         with self._explained("create", name, answers=()):
-            try:
-                if self._local:
-                    with self._staged(name, data) as staged:
-                        os.link(staged, self.path(name))
-                else:
-                    with _memory_lock if isinstance(self._fs, MemoryFileSystem) else contextlib.nullcontext():
-                        self._fs.pipe_file(self.path(name), data, mode="create")
-            except FileExistsError:
-                return False
+            if self._local:
+                return self._create_locally(name, data, at_once=at_once)
+            if isinstance(self._fs, MemoryFileSystem):
+                return self._create_in_memory(name, data)
+            return (create_at_once if at_once else create_in_turns_remotely)(self._fs, self.path(name), data)
+
+    def _create_locally(self, name: str, data: bytes, *, at_once: bool) -> bool:
+        if at_once:
+            with self._staged(name, data) as staged:
+                try:
+                    os.link(staged, self.path(name))
+                    return True
+                except FileExistsError:
+                    return False
+                except OSError as error:
+                    if error.errno not in _NO_LINKS:
+                        raise
+            _creating_at_once[self.url] = False
+        return create_by_turns(
+            is_there=lambda: self.exists(name), write=lambda: self.write(name, data), is_mine=lambda: self.read(name) == data
+        )
+
+    def _create_in_memory(self, name: str, data: bytes) -> bool:
+        with _memory_lock, contextlib.suppress(FileExistsError):
+            self._fs.pipe_file(self.path(name), data, mode="create")
             return True
+        return False
 
     @contextlib.contextmanager
     def _staged(self, name: str, data: bytes) -> Iterator[str]:
@@ -299,15 +341,34 @@ class Store:
                 with contextlib.suppress(OSError):
                     os.rmdir(path)  # noqa: PTH106 - os.walk gives str
 
-    def check_writable(self) -> None:
-        """Write, read and remove a probe.
+    def check_writable(self) -> str | None:
+        """Write, read, create and remove a probe; return a warning, once in a process, where files cannot be created at once.
 
         Raises:
-            CacheError: the store cannot be written.
+            CacheError: the store cannot be written, or gives back something else.
         """
-        name = f".probe-{uuid.uuid4().hex}"
+        name, known = f"{PROBE}{uuid.uuid4().hex}", self.url in _creating_at_once
         self.write(name, b"probe")
-        self.remove(name)
+        try:
+            if self.read(name) != b"probe":
+                raise CacheError(f"{self.url} does not give back what was written to it; use another store for the cache")
+        finally:
+            self.remove(name)
+        if self._local and self.create(name, b"probe"):
+            self.remove(name)
+        if known or self.creates_at_once:
+            return None
+        return (
+            f"{self.url} cannot create a file only if there is none (S3: If-None-Match; a disk: hard links). Labels stay safe, "
+            "since all writers of a file are right; but every commit waits a second, and of two people who set a tag at the same "
+            "time both may be told that it is theirs. Use a store that can, or let one job at a time write to this cache"
+        )
+
+
+def _store_again(url: str, creates_at_once: bool | None) -> Store:
+    if creates_at_once is not None:
+        _creating_at_once.setdefault(url, creates_at_once)
+    return Store(url)
 
 
 def _local_file(name: str, status: os.stat_result) -> StoredFile:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,3 +43,25 @@ def s3_bucket():
         yield "pictures"
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture
+def faulty_s3(s3_bucket, monkeypatch):
+    """A proxy before the S3 server, to which the environment points; `decide` says what goes wrong."""
+    import s3fs
+    from botocore.retries.standard import ExponentialBackoff
+
+    from storage import connections
+    from storage.retries import Patience
+    from tests.storage.faulty_s3 import FaultyS3
+
+    # Shorter waits between tries, ours and those inside botocore; as many tries as ever.
+    monkeypatch.setattr(connections, "Patience", functools.partial(Patience, first_wait_seconds=0.02, longest_wait_seconds=0.5))
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda backoff, context: 0.01)
+    server = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    proxy = FaultyS3(server=(server.hostname, server.port))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.stop()

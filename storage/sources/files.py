@@ -1,6 +1,6 @@
 """Reach files through fsspec: open a store, walk a tree, expand patterns, tell whether a file has changed.
 
-Stores cache listings; a source must see what is there now, so every store here is opened without that cache.
+A source must see what is there now, so no listings are kept; what fails for a moment in a remote store is tried again.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xxhash
 from braceexpand import braceexpand
 from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from storage.connections import connect
 from storage.errors import DecantError, SourceError
 from storage.hashing import fingerprint
 
@@ -49,13 +49,21 @@ class StoredFile:
 
     Attributes:
         url: full URL; opens the file from any working directory.
+        name: path below what the source's path names: the folder, or the part before the first wildcard; of a file that is named
+            itself, its own name.
         size_bytes: its size.
         token: changes when the file changes; empty where the store tells neither time nor etag.
     """
 
     url: str
+    name: str
     size_bytes: int
     token: str
+
+    @property
+    def root(self) -> str:
+        """URL of what `name` is relative to."""
+        return self.url.removesuffix(self.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +97,7 @@ def open_store(url: str) -> tuple[AbstractFileSystem, str]:
     """
     protocol = url.split("://", 1)[0]
     try:
-        fs, path = url_to_fs(url, use_listings_cache=False)
+        fs, path = connect(url)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         remedy = f"pip install 'decant[{extra}]'" if extra is not None else f"install what it asks for: {error}"
@@ -119,7 +127,7 @@ def unit_token(identity: Any, *, tokens: Iterable[str]) -> str:
 
 
 def _stored(url: str, *, info: dict[str, Any]) -> StoredFile:
-    return StoredFile(url=url, size_bytes=info["size"] or 0, token=change_token(info))
+    return StoredFile(url=url, name=url.rsplit("/", 1)[-1], size_bytes=info["size"] or 0, token=change_token(info))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +196,8 @@ def _matching(fs: AbstractFileSystem, pattern: str) -> list[StoredFile]:
         for folder in walk(fs, root or "/", max_depth=depth)
         for name, file in folder.files.items()
     ]
-    return [file for relative, file in sorted(found, key=lambda item: item[0]) if matches(relative)]
+    found.sort(key=lambda item: item[0])
+    return [replace(file, name=relative) for relative, file in found if matches(relative)]
 
 
 def _in_folder(fs: AbstractFileSystem, root: str, *, suffixes: Sequence[str]) -> list[StoredFile]:
@@ -198,7 +207,8 @@ def _in_folder(fs: AbstractFileSystem, root: str, *, suffixes: Sequence[str]) ->
         for name, file in folder.files.items()
         if name.lower().endswith(tuple(suffixes))
     ]
-    return [file for _, file in sorted(found, key=lambda item: item[0])]
+    found.sort(key=lambda item: item[0])
+    return [replace(file, name=relative) for relative, file in found]
 
 
 def _expand_one(url: str, *, suffixes: Sequence[str]) -> list[StoredFile]:

@@ -268,3 +268,32 @@ def test_what_another_process_writes_after_a_listing_is_read(s3_bucket):
     boto3.client("s3").put_object(Bucket=s3_bucket, Key=f"{folder}/folder/second", Body=b"22")
     assert store.read("folder/second") == b"22"
     assert store.read_range("folder/second", start=1, num_bytes=5) == b"2"
+
+
+@pytest.mark.s3
+def test_a_forked_process_reads_a_store_and_files_that_were_opened_before(s3_bucket):
+    """As the loader processes of a trainer do; the client's own thread is not in them."""
+    code = """
+        import os, sys, threading
+        from storage.filesystem import Store
+        from storage.sources.files import open_store
+        store = Store(sys.argv[1])
+        store.write("file", bytes(range(256)) * 40)
+        fs, path = open_store(f"{store.url}/file")
+        file = fs.open(path, "rb", block_size=100)
+        assert file.read(2) == b"\\0\\1"
+        child = os.fork()
+        if child == 0:
+            try:
+                file.seek(5000)
+                seen = (store.read_range("file", start=5, num_bytes=2), fs.cat_file(path)[-1:], file.read(2), store.names(""))
+                store.write("by the child", repr(seen).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        print(store.read("by the child").decode())
+        file.seek(7000)
+        assert file.read(2) == bytes([7000 % 256, 7001 % 256])
+    """
+    result = run_python(code, f"s3://{s3_bucket}/{uuid.uuid4().hex}", timeout=60)
+    assert result.stdout == f"{(bytes([5, 6]), bytes([255]), bytes([5000 % 256, 5001 % 256]), ['file'])!r}\n", result.stderr
