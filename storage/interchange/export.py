@@ -77,12 +77,12 @@ def export_labels(
         match layout:
             case "parquet":
                 writer = ParquetExport(
-                    folder=folder, schema=schema_of(description, num_classes=label_set.manifest.request.target.num_classes)
+                    folder=folder, schema=schema_of(description, num_classes=label_set.manifest.request.soft_labels.num_classes)
                 )
             case "webdataset":
                 writer = WebDatasetExport(folder=folder)
             case "tinyvit":
-                writer = TinyViTExport(folder=folder, target=label_set.manifest.request.target)
+                writer = TinyViTExport(folder=folder, target=label_set.manifest.request.soft_labels)
                 losses = writer.losses
             case _:
                 assert_never(layout)
@@ -118,8 +118,8 @@ def _describe(label_set: LabelSet, *, layout: Layout, reader: RowReader) -> dict
         "label_set": manifest.id,
         "name": manifest.name,
         "views": list(reader.views),
-        "num_classes": manifest.request.target.num_classes,
-        "k": manifest.request.target.k,
+        "num_classes": manifest.request.soft_labels.num_classes,
+        "k": manifest.request.soft_labels.k,
         "classes": None if manifest.classes is None else list(manifest.classes),
         "request": manifest.request.to_json(),
     }
@@ -146,14 +146,17 @@ def _lost(label_set: LabelSet, *, reader: RowReader, losses: TinyViTLosses | Non
         f"the rest mass: TinyViT takes 1 - sum of float16 probabilities, here off by at most {losses.rest_error_max:.1e}",
         f"probabilities beyond float16: off by at most {losses.prob_error_max:.1e}, {losses.num_vanished_entries:,} became 0",
     ]
-    if request.target.generation_temperature != 1:
-        lost.append(f"the generation temperature, {request.target.generation_temperature:g}: TinyViT takes all labels to be at 1")
+    if request.soft_labels.generation_temperature != 1:
+        lost.append(
+            f"the generation temperature, {request.soft_labels.generation_temperature:g}: TinyViT takes all labels to be at 1"
+        )
     if losses.num_rows_above_one:
         lost.append(f"{losses.num_rows_above_one:,} rows sum to more than 1 in float16: TinyViT gives their rest a negative mass")
     if losses.num_filled_entries:
-        why = "the compact codec keeps fewer" if isinstance(request.target.codec, CompactCodec) else "rows kept fewer"
+        why = "the compact codec keeps fewer" if isinstance(request.soft_labels.codec, CompactCodec) else "rows kept fewer"
         lost.append(
-            f"which classes were kept: records always name {request.target.max_entries}; {why}, so {losses.num_filled_entries:,} "
+            f"which classes were kept: records always name {request.soft_labels.max_entries}; {why}, so "
+            f"{losses.num_filled_entries:,} "
             "entries were added with their even share of the rest (the distribution is the same)"
         )
     return lost

@@ -91,19 +91,19 @@ class RowReader:
         extent: dict[str, Any] = self.label_set.parts.column("samples")[part].as_py()
         path = self.label_set.tar_path(part)
         origin = f"{self.label_set.cache.store.url}/{path}"
-        return decode_samples(self.label_set.cache.read_extent(path, Extent(**extent)), origin=origin)
+        return decode_samples(self.label_set.read_extent(path, Extent(**extent)), origin=origin)
 
     def _read_block(self, place: BlockPlace, *, view: int, table: SampleTable) -> LabelledRows:
         path = self.label_set.tar_path(place.part)
         origin = f"{self.label_set.cache.store.url}/{path}: the block at {place.extent.offset}"
-        block = decode_label_block(self.label_set.cache.read_extent(path, place.extent), origin=origin)
+        block = decode_label_block(self.label_set.read_extent(path, place.extent), origin=origin)
         found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
         if found != (view, place.first_sample, place.num_samples, place.num_rows):
             raise CorruptError(f"{origin} is (view, first sample, samples, rows) {found}, not what the label set says")
         keys = table.keys[block.first_sample : block.first_sample + block.num_samples]
         if key_hash(keys) != block.key_hash:
             raise CorruptError(f"{origin} is of other samples than the part's table")
-        target, soft_labels = self.label_set.manifest.request.target, block.soft_labels
+        target, soft_labels = self.label_set.manifest.request.soft_labels, block.soft_labels
         if block.target != target:
             reason = why_not_narrower(block.target, asked=target)
             if reason is not None:

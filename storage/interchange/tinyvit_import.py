@@ -249,8 +249,9 @@ class _Import:
         labels = self.samples.labels[span]
         table = SampleTable(keys=tuple(self.samples.keys[span].to_pylist()), labels=labels)
         maker = PartMaker(
-            writer=PartWriter(part=part, target=self.request.target, samples=table),
-            sums=np.zeros(self.request.target.num_classes),
+            writer=PartWriter(part=part, target=self.request.soft_labels, samples=table),
+            target=self.request.soft_labels,
+            sums=np.zeros(self.request.soft_labels.num_classes),
         )
         for offset, (records, place) in enumerate(zip(files, places, strict=True)):
             view = part.first_view + offset

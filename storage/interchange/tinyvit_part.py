@@ -13,6 +13,7 @@ from storage.label_blocks import block_rows, decode_label_block
 from storage.measuring import measure
 from storage.parts import DeadLetter, PartStatistics, PartWriter
 from storage.soft_labels import SoftLabels
+from storage.specs import SoftLabelsSpec
 
 
 @dataclass(kw_only=True)
@@ -25,6 +26,7 @@ class PartMaker:
     """
 
     writer: PartWriter
+    target: SoftLabelsSpec
     sums: npt.NDArray[np.float64]
     statistics: PartStatistics = field(default_factory=PartStatistics)
     dead_letters: list[DeadLetter] = field(default_factory=list)
@@ -36,14 +38,14 @@ class PartMaker:
         Args:
             places: int64 [samples], each sample's record in the epoch, -1 where there is none.
         """
-        size = block_rows(self.writer.target, num_samples=len(places))
+        size = block_rows(self.target, num_samples=len(places))
         for first in range(0, len(places), size):
             self._add_block(records, view=view, epoch=epoch, first=first, places=places[first : first + size])
 
     def _add_block(self, records: EpochRecords, *, view: int, epoch: int, first: int, places: npt.NDArray[np.int64]) -> None:
         present = places >= 0
         found = np.flatnonzero(present)
-        converted = convert(records.take(places[found]), num_classes=self.writer.target.num_classes)
+        converted = convert(records.take(places[found]), num_classes=self.target.num_classes)
         reasons = {int(offset): f"epoch {epoch} has no record of it" for offset in np.flatnonzero(~present)}
         reasons |= {int(found[place]): f"epoch {epoch}: {reason}" for place, reason in converted.reasons.items()}
         self.dead_letters += [
@@ -58,7 +60,7 @@ class PartMaker:
         )
         stored = decode_label_block(data, origin=self.writer.part.name).soft_labels
         labels = self.writer.samples.labels[first : first + len(places)][present]
-        self.statistics = self.statistics.plus(measure(converted.rows, stored, labels=labels, target=self.writer.target))
+        self.statistics = self.statistics.plus(measure(converted.rows, stored, labels=labels, target=self.target))
         self.sums += _probability_sums(stored)
         self.num_clipped += converted.num_clipped
 

@@ -72,7 +72,7 @@ def samples_of_folder(folder: TinyViTFolder, *, unit_size: int) -> ImportedSampl
     for first in range(0, len(keys), unit_size):
         unit_digest = UnitDigest()
         for position, key in enumerate(keys.slice(first, unit_size).to_pylist()):
-            unit_digest.add(Sample(position=position, key=key, label=NO_LABEL, image=None))
+            unit_digest.add(Sample(position=position, key=key, label=NO_LABEL, data=None))
         last = first + unit_digest.num_samples
         units.append(
             ImportedUnit(

@@ -20,6 +20,7 @@ from storage.upkeep.leases import REMOVING_SECONDS, held_requests, removing
 from storage.upkeep.references import References, references_of, stem_of
 from storage.upkeep.sweep import (
     EMPTY_REQUESTS,
+    HEADS,
     LABEL_SETS,
     OLD_RUNS,
     OLD_TABLES,
@@ -160,6 +161,7 @@ class Collector:
         others = itertools.chain(
             sweep.find_requests(),
             sweep.find_tables(leaving=self.leaving),
+            sweep.find_heads(held=self.held),
             sweep.find_runs(),
             sweep.find_leavings(),
             sweep.find_memos() if self.with_memos else (),
@@ -245,6 +247,8 @@ class Collector:
             case kind if kind == EMPTY_REQUESTS:
                 others = (file for file in store.files(folder) if file.name != first)
                 return garbage.request not in self.references.requests and next(others, None) is None
+            case kind if kind == HEADS:
+                return not self.sweep.needs_head(first, held=self.held)
             case kind if kind == OLD_TABLES:
                 manifest = read_manifest(self.cache, label_set=folder.removeprefix("label_sets/"))
                 return name not in {manifest.parts_file, manifest.class_means_file}

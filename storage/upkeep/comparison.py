@@ -26,6 +26,8 @@ _MEANINGS = {
     "view": "other pixels",
     "target": "other values are stored",
 }
+_LOOKED_AT = 5
+"""Requests whose parts are listed in search of the nearest that has labels of some units."""
 
 
 def compare_label_sets(url: str, *, label_set: str, other_url: str | None = None, other_label_set: str) -> Figures:
@@ -160,13 +162,7 @@ def compare_request(
     """
     cache = Cache.at(url)
     digests = [unit.digest for unit in units]
-
-    def distance(stored: RequestSpec) -> tuple[int, ...]:
-        fields = [entry["field"] for entry in compare_requests(request, stored)]
-        serves = _why_not_served(stored, asked=request) is None
-        return (not serves, *(sum(name.startswith(what) for name in fields) for what in ("teacher", "view", "target")))
-
-    scored = sorted((distance(stored), fingerprint) for fingerprint, stored in cache.requests())
+    scored = sorted((_distance(stored, asked=request), fingerprint) for fingerprint, stored in cache.requests())
     if not scored:
         return {"nearest": None, "text": f"{url} holds no labels at all: every row must be computed"}
     covered: dict[str, int] = {}
@@ -201,6 +197,33 @@ def compare_request(
         figures["units"] = compared
         figures["classes"] = compare_classes(classes, label_set.manifest.classes)
     return {**figures, "text": "\n".join(request_in_words(figures, url=url, num_units=len(units)))}
+
+
+def nearest_request(cache: Cache, *, request: RequestSpec, digests: Sequence[str]) -> Figures | None:
+    """Return the nearest other request that has labels of some of these units, and in what it differs; None if none has.
+
+    Args:
+        request: what is asked for, A.
+        digests: of units that must be labelled.
+
+    Returns:
+        Its fingerprint as "request", "num_units" that it has labels of, and "fields" as `compare_requests` gives them.
+    """
+    scored = sorted(
+        (_distance(stored, asked=request), fingerprint) for fingerprint, stored in cache.requests() if stored != request
+    )
+    for _, fingerprint in scored[:_LOOKED_AT]:
+        covered = cache.covering_parts(request=fingerprint, unit_digests=digests)
+        if covered:
+            fields = compare_requests(request, cache.request(fingerprint))
+            return {"request": fingerprint, "num_units": len(covered), "fields": fields}
+    return None
+
+
+def _distance(stored: RequestSpec, *, asked: RequestSpec) -> tuple[int, ...]:
+    fields = [entry["field"] for entry in compare_requests(asked, stored)]
+    serves = _why_not_served(stored, asked=asked) is None
+    return (not serves, *(sum(name.startswith(what) for name in fields) for what in ("teacher", "view", "target")))
 
 
 def _holding(ranges: Iterable[tuple[int, int]], *, num_views: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Figures = dict[str, Any]
+_SHOWN_FIELDS = 3
+_VALUE_WIDTH = 34
 
 
 def label_sets_in_words(figures: Figures) -> list[str]:
@@ -71,6 +73,18 @@ def request_in_words(figures: Figures, *, url: str, num_units: int) -> list[str]
         lines += _views_in_words(figures["views"])
         lines += classes_in_words(figures["classes"])
     return lines
+
+
+def nearest_in_words(nearest: Figures) -> str:
+    """Return what `nearest_request` found, in a line."""
+    fields = [f"{entry['field']} ({_side(entry, 'b')} there, {_side(entry, 'a')} here)" for entry in nearest["fields"]]
+    more = [f"and {len(fields) - _SHOWN_FIELDS} more"] if len(fields) > _SHOWN_FIELDS else []
+    listed = ", ".join(fields[:_SHOWN_FIELDS] + more)
+    return f"{nearest['num_units']:,} have labels {nearest['request'][:8]}, which differ in {listed}"
+
+
+def _side(entry: Figures, side: str) -> str:
+    return "absent" if entry["absent"] == side else _shortened(_shown(entry[side]), width=_VALUE_WIDTH)
 
 
 def _table(entries: Sequence[Figures], *, means: bool = False) -> list[str]:

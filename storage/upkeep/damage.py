@@ -78,6 +78,8 @@ def label_set_damage(cache: Cache, *, label_set: str) -> list[DamagedFile]:
         return [DamagedFile(name=name, problem=f"it is the manifest of {manifest.id}", missing=False)]
     found = []
     for file, sha256 in ((manifest.parts_file, manifest.parts_sha256), (manifest.class_means_file, manifest.class_means_sha256)):
+        if file is None:
+            continue
         data = _read(cache, f"{folder}/{file}")
         if isinstance(data, DamagedFile):
             found.append(data)

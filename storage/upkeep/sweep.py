@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from storage.cache import Cache
-from storage.errors import FormatError
+from storage.errors import CorruptError, FormatError
 from storage.filesystem import PARTIAL, StoredFile
 from storage.label_set import Manifest, read_manifest
 from storage.parts import PartRecord
-from storage.specs import PartSpec
+from storage.specs import HiddenStatesSpec, PartSpec
 from storage.upkeep.leases import old_leavings
 from storage.upkeep.references import Hashes, References, hashes_of, stem_of, within
 
@@ -30,6 +30,7 @@ _TAR = re.compile(rf"{_PART}\.[0-9a-f]{{16}}\.tar")
 _RECORD = re.compile(rf"({_PART})\.json")
 _REQUEST = re.compile(r"[0-9a-f]{64}")
 _RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+_HEAD = re.compile(r"heads/([0-9a-f]{64})\.head")
 _TABLE = re.compile(r"(?:parts-[0-9a-f]{16}\.parquet|class_means-[0-9a-f]{16}\.block)")
 
 PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS, EMPTY_REQUESTS = (
@@ -39,7 +40,8 @@ PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS, EMPTY_REQUESTS = (
     "requests without parts",
 )
 OLD_RUNS, OLD_TABLES, LABEL_SETS, MEMOS = "finished runs", "superseded tables", "label sets without a name", "memos"
-KINDS = (PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS, EMPTY_REQUESTS, OLD_RUNS, OLD_TABLES, LABEL_SETS, MEMOS)
+HEADS = "heads no label set names"
+KINDS = (PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS, EMPTY_REQUESTS, OLD_RUNS, OLD_TABLES, LABEL_SETS, MEMOS, HEADS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,7 @@ class Sweep:
     young: list[int] = field(default_factory=lambda: [0, 0])
     num_unfinished_runs: int = 0
     _records: array[int] = field(default_factory=lambda: array("Q"))
+    _heads: dict[str, str | None] = field(default_factory=dict)
 
     def before_of(self, garbage: Garbage) -> float:
         """Return the time before which all files of garbage must lie, so that it may go."""
@@ -184,6 +187,35 @@ class Sweep:
     def _manifest(self, label_set: str) -> Manifest | None:
         there = self.cache.store.exists(f"label_sets/{label_set}/manifest.json")
         return read_manifest(self.cache, label_set=label_set) if there else None
+
+    def find_heads(self, *, held: Collection[str]) -> Iterator[Garbage]:
+        """Yield the teachers' heads that no request in use names.
+
+        Args:
+            held: requests that jobs hold.
+        """
+        for file in self.cache.store.files("heads"):
+            if file.name.endswith(PARTIAL):
+                yield from self._if_ripe(Garbage(kind=PARTIAL_FILES, files=(file,)))
+            elif not self.needs_head(file.name, held=held):
+                yield from self._if_ripe(Garbage(kind=HEADS, files=(file,)))
+
+    def needs_head(self, name: str, *, held: Collection[str]) -> bool:
+        """Return whether a file is no head, or one that a request in use names, or may name: not every one can be read."""
+        match = _HEAD.fullmatch(name)
+        if match is None:
+            return True
+        for request in {*self.references.requests, *held}:
+            if request not in self._heads:
+                try:
+                    target = self.cache.request(request).target
+                except CorruptError:
+                    # Of a job that has not written it yet, or damaged: `verify` reports that.
+                    return True
+                self._heads[request] = target.head_sha256 if isinstance(target, HiddenStatesSpec) else None
+            if self._heads[request] == match[1]:
+                return True
+        return False
 
     def find_runs(self) -> Iterator[Garbage]:
         """Yield the folders of runs that have ended, and what killed jobs left there. To be called after `find_requests`."""

@@ -77,7 +77,8 @@ def set_tag(url: str, *, label_set: str, name: str, force: bool = False) -> dict
     if force:
         cache.store.write(f"names/{name}.json", data)
     moved = f", moved from {before}" if before not in {None, identity} else ""
-    return {"tag": name, "label_set": identity, "before": before, "text": f"{name} points at {identity}{moved}"}
+    doubt = "" if force or cache.store.creates_at_once else "; this store cannot create a file only if there is none: look again"
+    return {"tag": name, "label_set": identity, "before": before, "text": f"{name} points at {identity}{moved}{doubt}"}
 
 
 def _replaceable(cache: Cache, *, name: str, label_set: str, force: bool) -> str | None:

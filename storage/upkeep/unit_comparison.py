@@ -105,7 +105,7 @@ def _samples_of(label_set: LabelSet, *, name: str) -> SampleTable:
     index = pc.index(label_set.parts.column("unit_name"), pa.scalar(name)).as_py()
     path = label_set.tar_path(index)
     extent = Extent(**label_set.parts.column("samples")[index].as_py())
-    return decode_samples(label_set.cache.read_extent(path, extent), origin=f"{label_set.cache.store.url}/{path}")
+    return decode_samples(label_set.read_extent(path, extent), origin=f"{label_set.cache.store.url}/{path}")
 
 
 def why_changed(one: LabelSet, other: LabelSet, *, name: str) -> str:

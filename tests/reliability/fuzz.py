@@ -32,7 +32,7 @@ from tests.benchmarks.report import Goal, Report, Table
 from tests.reliability.mutation import mutated, replaced
 from tests.storage.blocks import block_bytes, sealed
 from tests.storage.caches import make_labeller, make_request
-from tests.storage.test_fuzz_decoders import VALID, header_of, streams_of
+from tests.storage.test_fuzz_decoders import RENAMED, VALID, header_of, streams_of
 
 NUM_INPUTS = 1_000_000
 MEMORY_BYTES = 64 << 20
@@ -104,7 +104,7 @@ def _blocks() -> Iterator[tuple[str, Attempt]]:
                     other = rng.choice(sorted(streams))
                     streams[name], streams[other] = streams[other], streams[name]
                 case _ if len(streams) > 1:
-                    streams[rng.choice(("ids0", "steps0", "steps1", "present", "rest", "x"))] = streams.pop(name)
+                    streams[rng.choice(RENAMED)] = streams.pop(name)
         # A block holds its header without the streams.
         changed = encode_block({key: value for key, value in header.items() if key != "streams"}, streams)
         return lambda: decode(changed)
