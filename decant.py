@@ -41,15 +41,43 @@ def _need(extra: str, error: ImportError) -> NoReturn:
 def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     config = _load(arguments)
     try:
-        from pipelines.describe import describe_plan
-        from pipelines.label import plan_run
+        from pipelines.estimate import estimate
+        from pipelines.label import plan_runs
     except ImportError as error:
         _need("label", error)
-    summary = describe_plan(plan_run(config, progress=not arguments.json))
-    text = summary.pop("text")
+    runs = plan_runs(config, progress=not arguments.json)
+    costs = [None for _ in runs] if arguments.no_estimate else estimate(runs)
+    found = [_describe_plan(run, cost=cost, why=arguments.why) for run, cost in zip(runs, costs, strict=True)]
+    texts = [summary.pop("text") for summary in found]
     if not arguments.json:
-        _say(text)
+        _say("\n\n".join(texts))
+    return _of_targets(config, found)
+
+
+def _describe_plan(run: Any, *, cost: Any, why: bool) -> dict[str, Any]:
+    from pipelines.describe import describe_plan
+
+    summary = describe_plan(run, estimate=cost)
+    if why:
+        from storage.upkeep.comparison import compare_request
+
+        found = compare_request(
+            run.cache.store.url,
+            request=run.plan.request,
+            units=run.units,
+            num_views=run.plan.num_views,
+            classes=run.source.classes,
+        )
+        summary["text"] = f"{summary['text']}\n\n{found.pop('text')}"
+        summary["why"] = found
     return summary
+
+
+def _of_targets(config: Any, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of the only target, or those of each by its name."""
+    if config.targets is None:
+        return found[0]
+    return {"name": config.name, "targets": dict(zip(config.targets, found, strict=True))}
 
 
 def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
@@ -58,19 +86,19 @@ def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str
     config = _load(arguments)
     try:
         from pipelines.describe import describe_report
-        from pipelines.label import plan_run, run_label
+        from pipelines.label import plan_runs, run_labels
         from pipelines.runner import pipeline_options
     except ImportError as error:
         _need("label", error)
     options = pipeline_options(beam_arguments)
-    run = plan_run(config, progress=not arguments.json, retry_dead_letters=arguments.retry_dead_letters)
-    if not arguments.json and run.plan.tasks:
-        plan = run.plan
-        _say(f"{config.name}: {plan.num_missing_rows:,} of {plan.num_rows:,} rows to label, in {len(plan.tasks):,} work units")
-    report = run_label(run, options=options, progress=not arguments.json)
+    runs = plan_runs(config, progress=not arguments.json, retry_dead_letters=arguments.retry_dead_letters)
+    for plan in (run.plan for run in runs if run.plan.tasks and not arguments.json):
+        what = "documents" if plan.of_text else "rows"
+        _say(f"{config.name}: {plan.num_missing_rows:,} of {plan.num_rows:,} {what} to label, in {len(plan.tasks):,} work units")
+    reports = run_labels(runs, options=options, progress=not arguments.json)
     if not arguments.json:
-        _say(describe_report(report, cache=config.cache or ""))
-    return asdict(report)
+        _say("\n".join(describe_report(report, cache=config.cache or "") for report in reports))
+    return _of_targets(config, [asdict(report) for report in reports])
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -80,7 +108,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     except ImportError as error:
         _need("train", error)
     live = None
-    if config.training is not None and config.training.targets.kind == "live":
+    if config.training is not None and config.training.targets.kind == "live" and not config.views.of_text:
         from pipelines.request import resolve_view
         from pipelines.teachers import load_teacher
 
@@ -140,6 +168,7 @@ def _repair(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[st
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         from student_training.demo import run_demo
+        from student_training.text.demo import run_text_demo
     except ImportError as error:
         _need("demo", error)
 
@@ -148,7 +177,9 @@ def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
         result: dict[str, Any] = _run(parsed, rest)
         return result
 
-    return run_demo(arguments.folder, command=command, num_seeds=arguments.seeds, say=_silent if arguments.json else _say)
+    folder = arguments.folder or ("runs/demo_text" if arguments.text else "runs/demo")
+    run = run_text_demo if arguments.text else run_demo
+    return run(folder, command=command, num_seeds=arguments.seeds, say=_silent if arguments.json else _say)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,15 +212,25 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     demo = add(
-        "demo", parents=[common], text="Teacher, labels and students on real pictures, in a few minutes.", example="decant demo"
+        "demo",
+        parents=[common],
+        text="Teacher, labels and students on real data, in a few minutes.",
+        example="decant demo\n  decant demo --text",
     )
-    demo.add_argument("--folder", default="runs/demo", help="where everything is written (default: runs/demo)")
+    demo.add_argument("--text", action="store_true", help="a language model on Python's documentation, in place of pictures")
+    demo.add_argument("--folder", help="where everything is written (default: runs/demo, with --text runs/demo_text)")
     demo.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
-    add(
+    plan = add(
         "plan",
         parents=[common, config],
-        text="Say what labelling would reuse and compute; nothing runs.",
-        example="decant plan configs/fashion_mnist.yaml",
+        text="Say what labelling would reuse, compute and cost; to measure, some samples are labelled and thrown away.",
+        example="decant plan configs/fashion_mnist.yaml --why",
+    )
+    plan.add_argument(
+        "--why", action="store_true", help="also compare what is asked for with the nearest labels of the cache, field by field"
+    )
+    plan.add_argument(
+        "--no-estimate", action="store_true", help="do not measure what labels cost, which runs the teacher on some samples"
     )
     label = add(
         "label",

@@ -20,7 +20,7 @@ STORAGE = [
     "PyYAML>=6.0.1",
     "tqdm>=4.66",
 ]
-NETWORKS = ["torch>=2.11", "torchvision>=0.26", "timm>=1.0.20", "transformers>=5.0", "safetensors>=0.5"]
+NETWORKS = ["torch>=2.11", "torchvision>=0.26", "timm>=1.0.20", "transformers>=5.0", "tokenizers>=0.22", "safetensors>=0.5"]
 EXTRAS = {
     # Beam 2.77 itself caps numpy < 2.5, pyarrow < 26, pillow < 13 and protobuf < 7; constraints.txt holds a set that fits.
     "label": ["apache-beam>=2.77,<3", *NETWORKS],

@@ -65,12 +65,8 @@ def choose_places(
     return (np.concatenate(samples), np.concatenate(views)) if samples else (empty, empty)
 
 
-def stored_rows(label_set: LabelSet, *, num_rows: int, seed: int) -> Iterator[StoredRow]:
-    """Yield stored rows in the order of the label set; a dead letter's place goes to the next row of its block.
-
-    Raises:
-        CorruptError: a block is not what was committed.
-    """
+def chosen_places(label_set: LabelSet, *, num_rows: int, seed: int) -> dict[int, list[tuple[int, int]]]:
+    """Return view and position of each row that is looked at, ascending, by the part that holds it."""
     table, manifest = label_set.parts, label_set.manifest
     names = table.column("unit_name").combine_chunks().dictionary_encode()
     unit_of = names.indices.to_numpy()
@@ -87,22 +83,31 @@ def stored_rows(label_set: LabelSet, *, num_rows: int, seed: int) -> Iterator[St
     for unit, position, view in zip(units.tolist(), positions.tolist(), views.tolist(), strict=True):
         holding = np.flatnonzero((unit_of == unit) & (first_views <= view) & (view < first_views + num_views))
         asked.setdefault(int(holding[0]), []).append((view, position))
-    for part in sorted(asked):
-        yield from _rows_of_part(label_set, part=part, asked=sorted(asked[part]))
+    return {part: sorted(places) for part, places in sorted(asked.items())}
+
+
+def stored_rows(label_set: LabelSet, *, num_rows: int, seed: int) -> Iterator[StoredRow]:
+    """Yield stored rows in the order of the label set; a dead letter's place goes to the next row of its block.
+
+    Raises:
+        CorruptError: a block is not what was committed.
+    """
+    for part, asked in chosen_places(label_set, num_rows=num_rows, seed=seed).items():
+        yield from _rows_of_part(label_set, part=part, asked=asked)
 
 
 def _rows_of_part(label_set: LabelSet, *, part: int, asked: list[tuple[int, int]]) -> Iterator[StoredRow]:
     table, path = label_set.parts, label_set.tar_path(part)
     origin = f"{label_set.cache.store.url}/{path}"
     extent = Extent(**table.column("samples")[part].as_py())
-    keys = decode_samples(label_set.cache.read_extent(path, extent), origin=origin).keys
+    keys = decode_samples(label_set.read_extent(path, extent), origin=origin).keys
     blocks = [BlockExtent(**block) for block in table.column("blocks")[part].as_py()]
     seen: set[tuple[int, int]] = set()
     decoded: tuple[BlockExtent, LabelBlock] | None = None
     for view, position in asked:
         extent = next(b for b in blocks if b.view == view and b.first_sample <= position < b.first_sample + b.num_samples)
         if decoded is None or decoded[0] != extent:
-            block = decode_label_block(label_set.cache.read_extent(path, extent), origin=origin)
+            block = decode_label_block(label_set.read_extent(path, extent), origin=origin)
             if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
                 raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
             decoded = extent, block

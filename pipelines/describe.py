@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
-from pipelines.label import LabelReport, PlannedRun
-from storage.specs import CompactCodec, SoftLabelsSpec, TeacherSpec
+from pydantic import TypeAdapter
+
+from pipelines.estimate import Estimate
+from pipelines.label import PlannedRun
+from pipelines.label_report import LabelReport
+from pipelines.plan import LabelPlan
+from storage.description import target_words, view_words
+from storage.specs import ImportedTeacher, TargetSpec
+from storage.upkeep.comparison import nearest_request
+from storage.upkeep.comparison_words import nearest_in_words
+
+_TARGET: TypeAdapter[TargetSpec] = TypeAdapter(TargetSpec)
 
 
-def describe_plan(run: PlannedRun) -> dict[str, Any]:
-    """Return the figures of a plan, and a readable form under "text"."""
+def describe_plan(run: PlannedRun, *, estimate: Estimate | None = None) -> dict[str, Any]:
+    """Return the figures of a plan, and a readable form under "text".
+
+    Args:
+        estimate: what computing costs, where that was measured.
+    """
     plan = run.plan
-    computed = {task.part for task in plan.tasks}
     reused_rows = plan.num_rows - plan.num_missing_rows
     own = plan.request.fingerprint()
-    lent = [used.part for used in plan.parts if used.part.request != own]
-    known = {used.unit_name for used in plan.parts if used.part not in computed}
-    new_units = {used.unit_name for used in plan.parts} - known
+    lenders = plan.requests - {own}
+    num_lent = sum(used.part.request != own for used in plan.parts) if lenders else 0
+    num_new_units = _num_new_units(plan) if plan.tasks else 0
+    nearest = None
+    if plan.tasks:
+        digests = [task.part.unit_digest for task in plan.tasks]
+        nearest = nearest_request(run.cache, request=plan.request, digests=digests)
     figures: dict[str, Any] = {
         "name": run.config.name,
         "request": plan.request.fingerprint(),
@@ -28,36 +46,52 @@ def describe_plan(run: PlannedRun) -> dict[str, Any]:
         "num_reused_rows": reused_rows,
         "num_lent_rows": plan.num_lent_rows,
         "num_computed_rows": plan.num_missing_rows,
-        "num_reused_parts": sum(used.part not in computed for used in plan.parts),
+        "num_reused_parts": len(plan.parts) - len(plan.tasks),
         "num_computed_parts": len(plan.tasks),
-        "num_new_units": len(new_units),
+        "num_new_units": num_new_units,
         "teacher_loaded": run.teacher_loaded,
-        "lenders": {
-            fingerprint: run.cache.request(fingerprint).target.to_json() for fingerprint in {part.request for part in lent}
-        },
+        "lenders": {fingerprint: run.cache.request(fingerprint).target.to_json() for fingerprint in sorted(lenders)},
         "not_lending": dict(plan.not_lending),
+        "nearest": nearest,
+        "estimate": None if estimate is None else asdict(estimate),
     }
     teacher, view, target = plan.request.teacher, plan.request.view, plan.request.target
-    assert isinstance(teacher, TeacherSpec)
+    assert not isinstance(teacher, ImportedTeacher)
+    # How many sequences documents become shows when they are labelled.
+    samples = "documents" if plan.of_text else "samples"
     figures["text"] = "\n".join(
         [
-            f"{run.config.name}: {plan.num_samples:,} samples in {plan.num_units:,} units, {plan.num_views} views each",
+            f"{run.config.name}: {plan.num_samples:,} {samples} in {plan.num_units:,} units, {plan.num_views} views each",
             f"  teacher   {teacher.architecture}, {teacher.num_classes:,} classes, {teacher.precision}",
             f"            weights {teacher.weights_sha256}",
-            f"  views     {view.kind} {view.size[0]}x{view.size[1]}",
-            f"  target    {describe_target(target)} of {target.num_classes:,} classes",
+            f"  views     {view_words(view)}",
+            f"  target    {target_words(target)}",
             "",
-            f"{'':10}{'rows':>14}{'parts':>8}  why",
-            *_reasons(figures, num_same=len(plan.parts) - len(plan.tasks) - len(lent), num_lent=len(lent)),
+            f"{'':10}{'documents' if plan.of_text else 'rows':>14}{'parts':>8}  why",
+            *_reasons(figures, num_same=len(plan.parts) - len(plan.tasks) - num_lent, num_lent=num_lent),
+            *([] if estimate is None else _costs(estimate, of_text=plan.of_text)),
         ]
     )
     return figures
 
 
-def describe_target(target: SoftLabelsSpec) -> str:
-    """Return what a target keeps, in a few words."""
-    levels = f" at {target.codec.levels} levels" if isinstance(target.codec, CompactCodec) else ""
-    return f"{f'top {target.k}' if target.k is not None else 'quality level'}, {target.codec.kind} codec{levels}"
+def _costs(estimate: Estimate, *, of_text: bool) -> list[str]:
+    sample = "document" if of_text else "sample"
+    sequences = f" ({estimate.sequences_per_sample:,.2f} sequences)" if of_text else ""
+    tokens = f", {estimate.bytes_per_position:,.1f} a token with values" if estimate.bytes_per_position is not None else ""
+    measured = f"measured on {estimate.num_measured_samples:,}"
+    return [
+        "",
+        f"  bytes     {estimate.bytes_per_sample:,.1f} a {sample}{sequences}{tokens}, {measured}",
+        f"            about {estimate.missing_bytes:,} to compute, {estimate.total_bytes:,} in all",
+        f"  teacher   about {estimate.teacher_seconds:,.0f} s on this device",
+    ]
+
+
+def _num_new_units(plan: LabelPlan) -> int:
+    computed = {task.part for task in plan.tasks}
+    known = {used.unit_name for used in plan.parts if used.part not in computed}
+    return len({used.unit_name for used in plan.parts} - known)
 
 
 def _reasons(figures: dict[str, Any], *, num_same: int, num_lent: int) -> list[str]:
@@ -65,11 +99,9 @@ def _reasons(figures: dict[str, Any], *, num_same: int, num_lent: int) -> list[s
     lines = []
     same_rows = figures["num_reused_rows"] - figures["num_lent_rows"]
     if same_rows:
-        lines.append(f"  reused  {same_rows:>14,}{num_same:>8,}  the same teacher, views, target and pictures")
+        lines.append(f"  reused  {same_rows:>14,}{num_same:>8,}  the same teacher, views, target and samples")
     if figures["num_lent_rows"]:
-        wider = "; ".join(
-            describe_target(SoftLabelsSpec.model_validate_json(json.dumps(one))) for one in figures["lenders"].values()
-        )
+        wider = "; ".join(target_words(_TARGET.validate_json(json.dumps(one))) for one in figures["lenders"].values())
         lines.append(f"  reused  {figures['num_lent_rows']:>14,}{num_lent:>8,}  from wider labels of them: {wider}")
     if figures["num_computed_rows"]:
         new = figures["num_new_units"]
@@ -78,6 +110,8 @@ def _reasons(figures: dict[str, Any], *, num_same: int, num_lent: int) -> list[s
             [] if new == figures["num_units"] else ["more views, or damaged parts, of units that have some"] if not new else []
         )
         lines.append(f"  compute {figures['num_computed_rows']:>14,}{figures['num_computed_parts']:>8,}  {'; '.join(what)}")
+    if figures["nearest"] is not None:
+        lines.append(f"  {'':30}of these {nearest_in_words(figures['nearest'])}")
     lines += [
         f"  no use  {'':14}{'':8}  labels {fingerprint[:8]}: {reason}" for fingerprint, reason in figures["not_lending"].items()
     ]
@@ -97,14 +131,20 @@ def describe_report(report: LabelReport, *, cache: str) -> str:
     if report.num_retried_rows:
         lines.append(f"  tried again      {report.num_retried_rows:,} rows, {report.num_cured_rows:,} have a label now")
     lines.append(f"  bytes a row      {report.bytes_per_row:.1f} ({report.parts_bytes:,} bytes of parts)")
-    lines.append(f"  mass kept        {report.mass_kept:.4f}")
-    lines.append(f"  codec KL         {report.codec_kl_mean:.2e} mean, {report.codec_kl_max:.2e} largest (nats)")
+    if report.bytes_per_position is not None:
+        lines.append(f"  bytes a token    {report.bytes_per_position:.1f} ({report.num_positions:,} tokens with values)")
+    if report.mass_kept is not None and report.codec_kl_mean is not None and report.codec_kl_max is not None:
+        lines.append(f"  mass kept        {report.mass_kept:.4f}")
+        lines.append(f"  codec KL         {report.codec_kl_mean:.2e} mean, {report.codec_kl_max:.2e} largest (nats)")
+    if report.relative_error is not None:
+        lines.append(f"  error            {report.relative_error:.2%} of the vectors, root mean square")
     if report.rows_per_second is not None and report.teacher_rows_per_second is not None:
         lines.append(
-            f"  images/s         {report.rows_per_second:,.1f} once started, {report.teacher_rows_per_second:,.1f} in the teacher"
+            f"  rows/s           {report.rows_per_second:,.1f} once started, {report.teacher_rows_per_second:,.1f} in the teacher"
         )
     if report.agreement is not None:
-        lines.append(f"  agreement        {report.agreement:.4f} with the hard labels")
+        right = "hard labels" if report.num_positions == 0 else "text's own tokens"
+        lines.append(f"  agreement        {report.agreement:.4f} with the {right}")
     lines.append(f"  label set        {report.label_set}, or {report.name!r}")
     lines.append(f"next: decant cache show {cache} {report.name}")
     return "\n".join(lines)

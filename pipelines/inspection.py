@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from pipelines.label import Survey
 from pipelines.plan import find_lenders, make_plan
+from pipelines.survey import Survey
 from storage.cache import Cache
 from storage.errors import CorruptError
-from storage.label_set import LabelSet, UsedPart, label_set_id
+from storage.label_set import LabelSet, UsedPart
 from storage.parts import PartRecord
 from storage.specs import PartSpec, RequestSpec
 from storage.upkeep.damage import (
@@ -194,7 +194,7 @@ def _by_plan(cache: Cache, *, survey: Survey, files: list[DamagedFile], progress
             damage += [tar] if tar is not None else []
         parts.append(InspectedPart(used=used, committed=committed, num_bytes=num_bytes, outdated=False, damage=tuple(damage)))
     return Inspection(
-        label_set=label_set_id(request=request.fingerprint(), parts=plan.parts),
+        label_set=plan.label_set,
         named=None,
         whole=False,
         request=request,

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from tqdm import tqdm
 
-from pipelines.label_unit import LabelTask
+from pipelines.label_report import LabelReport, make_report
+from pipelines.label_task import LabelTask, work_units
 from pipelines.plan import LabelPlan, make_plan
 from pipelines.progress import PartProgress
-from pipelines.request import check_classes, resolve_request
-from pipelines.retry import num_cured_rows, retry_tasks
+from pipelines.retry import retry_tasks
+from pipelines.run_times import RunTimes, summed
 from pipelines.runner import (
     WorkerDiedError,
     failure_of,
@@ -27,32 +27,23 @@ from pipelines.runner import (
     run_pipeline,
     runs_in_this_process,
 )
-from pipelines.teacher_memo import TeacherFacts, TeacherMemo
+from pipelines.survey import Survey, survey_run, survey_targets
+from pipelines.teachers.text_base import TextTeacher
+from pipelines.teachers.text_networks import head_of
 from pipelines.transforms import TASKS_PER_FILE, LabelTasks, LabelUnits, shared_teacher, task_to_json
 from storage.cache import Cache
 from storage.config import ExperimentConfig, SourceConfig, TeacherConfig
-from storage.errors import CacheError, ConfigError, DeadLetterLimitError, DecantError, SourceError
-from storage.hashing import fingerprint
-from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
+from storage.errors import CacheError, ConfigError, CorruptError, DeadLetterLimitError, DecantError, SourceError, TeacherError
+from storage.label_set import Manifest, UsedPart, commit_label_set
 from storage.parts import PartRecord
-from storage.sources import IndexedUnit, SourceMemo, index_source, open_source
+from storage.sources import IndexedUnit
 from storage.sources.base import Source
-from storage.specs import RequestSpec
+from storage.specs import HiddenStatesSpec, RequestSpec
+from storage.standing import still_stands
 from storage.upkeep.leases import hold_requests
 from storage.upkeep.tags import check_experiment_name
 
-_INDEX_THREADS = 4
 _SHOWN_LETTERS = 5
-
-
-class UnitTimes(TypedDict):
-    """How long a unit took, as workers report it; `ended` is a POSIX time."""
-
-    part: str
-    num_views: int
-    ended: float
-    seconds: float
-    teacher_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,107 +55,18 @@ class PlannedRun:
     source: Source
     source_config: SourceConfig
     teacher_config: TeacherConfig
+    units: tuple[IndexedUnit, ...]
     plan: LabelPlan
     teacher_loaded: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelReport:
-    """What a run did.
-
-    Attributes:
-        label_set: id of the committed label set.
-        num_computed_rows: rows computed by this run; the others were there.
-        num_retried_rows: those of them that were dead letters before.
-        num_cured_rows: those of these that have a label now.
-        bytes_per_row: bytes of parts, over rows.
-        mass_kept: mean probability mass of kept classes.
-        agreement: share of labelled rows whose most probable class is the hard label; None without hard labels.
-        codec_kl_mean: mean KL of the exact selection to what is stored, nats.
-        seconds: wall time of the pipeline, start-up included.
-        rows_per_second: rows computed over the time from the first unit's start to the last one's end; start-up left out.
-        teacher_rows_per_second: rows computed over seconds inside the teacher, summed over workers.
-    """
-
-    name: str
-    label_set: str
-    num_units: int
-    num_samples: int
-    num_rows: int
-    num_computed_rows: int
-    num_retried_rows: int
-    num_cured_rows: int
-    num_dead_letters: int
-    parts_bytes: int
-    bytes_per_row: float
-    mass_kept: float
-    agreement: float | None
-    codec_kl_mean: float
-    codec_kl_max: float
-    seconds: float
-    rows_per_second: float | None
-    teacher_rows_per_second: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What a config says, checked against the world: the request it makes and what its source holds."""
-
-    config: ExperimentConfig
-    cache: Cache
-    source: Source
-    source_config: SourceConfig
-    teacher_config: TeacherConfig
-    request: RequestSpec
-    units: tuple[IndexedUnit, ...]
-    teacher_loaded: bool
-
-
-def survey_run(config: ExperimentConfig, *, progress: bool) -> Survey:
-    """Check a config against the world. Loads the teacher only if nobody did before.
-
-    Raises:
-        DecantError: anything that would stop the run, found before it starts.
-    """
-    missing = [name for name in ("cache", "source", "teacher") if getattr(config, name) is None]
-    if missing:
-        raise ConfigError("\n".join(f"{name}: is needed to label" for name in missing))
-    assert config.cache is not None
-    assert config.source is not None
-    assert config.teacher is not None
-    cache = Cache.at(config.cache)
-    cache.store.check_writable()
-    source = open_source(config.source)
-    memo = TeacherMemo(cache)
-    facts = memo.find(config.teacher)
-    loaded = facts is None
-    if facts is None:
-        facts = TeacherFacts.of(shared_teacher(config.teacher))
-        memo.remember(config.teacher, facts=facts)
-    request = resolve_request(config, facts=facts)
-    source_memo = SourceMemo(f"{cache.store.url}/sources/{fingerprint(config.source.model_dump(mode='json'))[:32]}.parquet")
-    with tqdm(unit="unit", desc="index", file=sys.stderr, disable=not (progress and sys.stderr.isatty())) as bar:
-        index = index_source(
-            source,
-            memo=source_memo,
-            num_threads=_INDEX_THREADS,
-            on_progress=lambda done, total: _advance(bar, done=done, total=total),
-        )
-    check_classes(facts, source_classes=source.classes)
-    return Survey(
-        config=config,
-        cache=cache,
-        source=source,
-        source_config=config.source,
-        teacher_config=config.teacher,
-        request=request,
-        units=index.units,
-        teacher_loaded=loaded,
-    )
-
-
 def plan_run(config: ExperimentConfig, *, progress: bool, retry_dead_letters: bool = False) -> PlannedRun:
-    """Survey a config and find what is missing.
+    """Survey a config of one target and find what is missing. See `plan_runs`."""
+    return _plan(survey_run(config, progress=progress), retry_dead_letters=retry_dead_letters)
+
+
+def plan_runs(config: ExperimentConfig, *, progress: bool, retry_dead_letters: bool = False) -> list[PlannedRun]:
+    """Survey a config and find what is missing of each of its targets.
 
     Args:
         retry_dead_letters: count rows of dead letters as missing too, where the unit is unchanged.
@@ -172,19 +74,25 @@ def plan_run(config: ExperimentConfig, *, progress: bool, retry_dead_letters: bo
     Raises:
         DecantError: anything that would stop the run, found before it starts.
     """
-    survey = survey_run(config, progress=progress)
+    surveys = survey_targets(config, progress=progress)
+    return [_plan(survey, retry_dead_letters=retry_dead_letters) for survey in surveys.values()]
+
+
+def _plan(survey: Survey, *, retry_dead_letters: bool) -> PlannedRun:
+    config = survey.config
     plan = make_plan(
         survey.cache,
         request=survey.request,
         units=survey.units,
         num_views=config.views.count,
         views_per_part=config.generation.views_per_part,
+        name=config.name,
     )
-    if retry_dead_letters:
+    # Where a label set stands it says that nothing is dead; otherwise records do.
+    if retry_dead_letters and (plan.standing is None or plan.standing.num_dead_letters):
         units = {unit.unit.name: unit for unit in survey.units}
-        plan = replace(plan, tasks=(*plan.tasks, *retry_tasks(survey.cache, parts=plan.parts, units=units)))
-    identity = label_set_id(request=plan.request.fingerprint(), parts=plan.parts)
-    check_experiment_name(survey.cache, name=config.name, label_set=identity)
+        plan = replace(plan, tasks=(*plan.tasks, *retry_tasks(survey.cache, parts=plan.parts, units=units, of_text=plan.of_text)))
+    check_experiment_name(survey.cache, name=config.name, label_set=plan.label_set)
     return planned(survey, plan=plan)
 
 
@@ -196,61 +104,119 @@ def planned(survey: Survey, *, plan: LabelPlan) -> PlannedRun:
         source=survey.source,
         source_config=survey.source_config,
         teacher_config=survey.teacher_config,
+        units=survey.units,
         plan=plan,
         teacher_loaded=survey.teacher_loaded,
     )
 
 
 def run_label(run: PlannedRun, *, options: PipelineOptions | None = None, progress: bool = True) -> LabelReport:
-    """Compute what the plan lacks and commit its label set.
+    """Compute what a plan lacks and commit its label set. See `run_labels`."""
+    return run_labels([run], options=options, progress=progress)[0]
+
+
+def run_labels(runs: Sequence[PlannedRun], *, options: PipelineOptions | None = None, progress: bool = True) -> list[LabelReport]:
+    """Compute what the plans of a config lack and commit their label sets.
+
+    What several targets of texts lack of a unit is computed in one pass of the teacher.
 
     Raises:
         DecantError: the run failed; parts committed until then stay and are not computed again.
     """
     started = time.perf_counter()
-    times: list[UnitTimes] = []
+    times: dict[str, RunTimes] = {}
+    cache = runs[0].cache
     # What is reused may have been nobody's until now: garbage collection beside this run must leave it.
-    with hold_requests(run.cache, requests={run.plan.request.fingerprint(), *(used.part.request for used in run.plan.parts)}):
-        if run.plan.tasks:
-            times = _run_tasks(run, options=options or pipeline_options([]), progress=progress)
+    with hold_requests(cache, requests=frozenset().union(*(run.plan.requests for run in runs))):
+        if any(run.plan.tasks for run in runs):
+            times = _run_tasks(runs, options=options or pipeline_options([]), progress=progress)
         seconds = time.perf_counter() - started
-        label_set = _commit(run)
-    return _report(run, label_set, seconds=seconds, times=times)
+        for run in runs:
+            _keep_head(run)
+        manifests = [_commit(run) for run in runs]
+    return [
+        make_report(
+            cache,
+            plan=run.plan,
+            manifest=manifest,
+            seconds=seconds,
+            times=summed([times[one] for one in sorted({task.part.request for task in run.plan.tasks}) if one in times]),
+        )
+        for run, manifest in zip(runs, manifests, strict=True)
+    ]
 
 
-def _run_tasks(run: PlannedRun, *, options: PipelineOptions, progress: bool) -> list[UnitTimes]:
-    cache, plan = run.cache, run.plan
-    _check_reach(run, options=options)
-    cache.add_request(plan.request)
-    times: list[UnitTimes] = []
-    for request in sorted({task.part.request for task in plan.tasks}):
-        tasks = [task for task in plan.tasks if task.part.request == request]
-        times += _run_request(run, request=cache.request(request), tasks=tasks, options=options, progress=progress)
+def _keep_head(run: PlannedRun) -> None:
+    """Make sure that the head that hidden states name is in the cache."""
+    target = run.plan.request.target
+    if not isinstance(target, HiddenStatesSpec) or target.head_sha256 is None:
+        return
+    with contextlib.suppress(CorruptError):
+        run.cache.head(target.head_sha256)
+        return
+    teacher = shared_teacher(run.teacher_config)
+    assert isinstance(teacher, TextTeacher)
+    head = head_of(teacher)
+    found = "none" if head is None else run.cache.add_head(head)
+    if found != target.head_sha256:
+        raise TeacherError(
+            f"the head of teacher {teacher.name} has digest {found[:16]} here, {target.head_sha256[:16]} was planned: another "
+            "device or library version computes it otherwise. Remove teachers/ from the cache and run the same command again"
+        )
+
+
+def _run_tasks(runs: Sequence[PlannedRun], *, options: PipelineOptions, progress: bool) -> dict[str, RunTimes]:
+    """Compute the tasks of all plans, and return how long they took by request.
+
+    Parts that serve others are of the request they were made for.
+    """
+    cache = runs[0].cache
+    _check_reach(runs[0], options=options)
+    for run in runs:
+        cache.add_request(run.plan.request)
+    times: dict[str, RunTimes] = {}
+    tasks = [task for run in runs for task in run.plan.tasks]
+    requests = {name: cache.request(name) for name in sorted({task.part.request for task in tasks})}
+    if runs[0].plan.of_text:
+        _run_pipeline(runs[0], requests=requests, tasks=tasks, options=options, progress=progress, times=times)
+        return times
+    for name, request in requests.items():
+        mine = [task for task in tasks if task.part.request == name]
+        _run_pipeline(runs[0], requests={name: request}, tasks=mine, options=options, progress=progress, times=times)
     return times
 
 
-def _run_request(
-    run: PlannedRun, *, request: RequestSpec, tasks: list[LabelTask], options: PipelineOptions, progress: bool
-) -> list[UnitTimes]:
-    """Compute tasks of one request; parts that serve others are of the request they were made for."""
+def _run_pipeline(
+    run: PlannedRun,
+    *,
+    requests: dict[str, RequestSpec],
+    tasks: list[LabelTask],
+    options: PipelineOptions,
+    progress: bool,
+    times: dict[str, RunTimes],
+) -> None:
     config, cache = run.config, run.cache
     folder = f"runs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
     files = []
-    for start in range(0, len(tasks), TASKS_PER_FILE):
+    groups = work_units(tasks)
+    for start in range(0, len(groups), TASKS_PER_FILE):
         files.append(f"{folder}/tasks/{start // TASKS_PER_FILE:06d}.json")
-        in_file = [task_to_json(task) for task in tasks[start : start + TASKS_PER_FILE]]
+        in_file = [[task_to_json(task) for task in group] for group in groups[start : start + TASKS_PER_FILE]]
         cache.store.write(files[-1], json.dumps(in_file).encode())
     label_units = LabelUnits(
         cache=cache,
         run=folder,
-        request=request,
+        requests=requests,
         teacher=run.teacher_config,
         source=run.source_config,
         generation=config.generation,
     )
     pipeline = make_pipeline(options, workers=config.generation.workers)
     _ = pipeline | beam.Create(files) | LabelTasks(store=cache.store, label_units=label_units)
-    with PartProgress(tasks, cache=cache, show=progress and sys.stderr.isatty()):
+    # Of several targets the parts of a unit are committed together, so one of them shows how far all are.
+    most = max(requests, key=lambda name: sum(task.part.request == name for task in tasks))
+    shown = [task for task in tasks if task.part.request == most]
+    with PartProgress(shown, cache=cache, show=progress and sys.stderr.isatty()):
         try:
             run_pipeline(pipeline)
         except WorkerDiedError:
@@ -259,10 +225,9 @@ def _run_request(
             _raise_reported(cache, folder, cause=error)
             raise failure_of(error) from error
     _raise_reported(cache, folder, cause=None)
-    times: list[UnitTimes] = []
     for name in cache.store.names(f"{folder}/times"):
-        times += json.loads(cache.store.read(name))
-    return times
+        for unit in json.loads(cache.store.read(name)):
+            times.setdefault(unit["request"], RunTimes()).add(unit)
 
 
 def _check_reach(run: PlannedRun, *, options: PipelineOptions) -> None:
@@ -302,15 +267,13 @@ def _records(run: PlannedRun) -> Iterator[tuple[UsedPart, PartRecord]]:
         DeadLetterLimitError: after the last part, more rows have no label than the config allows.
     """
     shown: list[str] = []
-    num_letters = num_dead = 0
+    num_letters = num_dead = num_rows = 0
     for used in run.plan.parts:
         record = run.cache.find_part(used.part)
         if record is None:
-            raise CacheError(
-                f"part {used.part.name} of unit {used.unit_name!r} is not committed although the pipeline ended; "
-                "run the same command again"
-            )
+            raise _lost(run, used)
         views = range(used.first_view, used.first_view + used.num_views)
+        num_rows += record.num_samples * len(views)
         for letter in record.dead_letters:
             if letter.view is None or letter.view in views:
                 num_letters += 1
@@ -319,67 +282,52 @@ def _records(run: PlannedRun) -> Iterator[tuple[UsedPart, PartRecord]]:
                     shown.append(f"  {used.unit_name} {letter.key}: {letter.stage}: {letter.reason}")
         yield used, record
     limit = run.config.generation.dead_letter_limit
-    if num_dead <= limit * run.plan.num_rows:
+    if num_dead <= limit * num_rows:
         return
     if num_letters > _SHOWN_LETTERS:
         shown.append(f"  ... and {num_letters - _SHOWN_LETTERS} more")
     raise DeadLetterLimitError(
-        f"{num_dead} of {run.plan.num_rows} rows have no label, more than generation.dead_letter_limit {limit} allows; "
+        f"{num_dead} of {num_rows} rows have no label, more than generation.dead_letter_limit {limit} allows; "
         "no label set was made, what was computed is kept:\n" + "\n".join(shown) + "\n"
         "Mend or remove these samples, or raise the limit, and run the same command again"
     )
 
 
-def _commit(run: PlannedRun) -> LabelSet:
+def _lost(run: PlannedRun, used: UsedPart) -> CacheError:
+    record = run.cache.record_name(used.part)
+    if not run.cache.store.exists(record):
+        return CacheError(
+            f"part {used.part.name} of unit {used.unit_name!r} is not committed although the pipeline ended; "
+            "run the same command again"
+        )
+    return CacheError(
+        f"{run.cache.store.url}/{record}: the tar of this part, of unit {used.unit_name!r}, is missing or not as long as was "
+        "committed; remove this record and run the same command again, or run decant repair"
+    )
+
+
+def _commit(run: PlannedRun) -> Manifest:
     run.cache.add_request(run.plan.request)
-    identity = label_set_id(request=run.plan.request.fingerprint(), parts=run.plan.parts)
+    standing = run.plan.standing
+    if standing is not None and not run.plan.tasks and _is_enough(run, standing):
+        run.cache.point_name(run.config.name, label_set=standing.id)
+        return standing
     # Writes nothing before the last record was read: a run with too many dead letters leaves no label set.
     return commit_label_set(
         run.cache,
-        identity=identity,
+        identity=run.plan.label_set,
         name=run.config.name,
         request=run.plan.request,
         parts=_records(run),
         num_views=run.plan.num_views,
         classes=run.source.classes,
         source=run.source_config.model_dump(mode="json"),
-    )
+    ).manifest
 
 
-def _report(run: PlannedRun, label_set: LabelSet, *, seconds: float, times: list[UnitTimes]) -> LabelReport:
-    manifest = label_set.manifest
-    statistics = manifest.statistics
-    rows = max(statistics.num_rows, 1)
-    timed_rows = sum(unit["num_views"] for unit in times)
-    teacher_seconds = sum(unit["teacher_seconds"] for unit in times)
-    agreement = statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None
-    return LabelReport(
-        name=manifest.name,
-        label_set=manifest.id,
-        num_units=manifest.num_units,
-        num_samples=manifest.num_samples,
-        num_rows=manifest.num_rows,
-        num_computed_rows=run.plan.num_missing_rows,
-        num_retried_rows=sum(task.num_dead_rows for task in run.plan.tasks),
-        num_cured_rows=num_cured_rows(run.cache, run.plan.tasks),
-        num_dead_letters=manifest.num_dead_letters,
-        parts_bytes=manifest.parts_bytes,
-        bytes_per_row=manifest.parts_bytes / rows,
-        mass_kept=statistics.mass_kept_sum / rows,
-        agreement=agreement,
-        codec_kl_mean=statistics.codec_kl_sum / rows,
-        codec_kl_max=statistics.codec_kl_max,
-        seconds=seconds,
-        rows_per_second=timed_rows / _busy_seconds(times) if times else None,
-        teacher_rows_per_second=timed_rows / teacher_seconds if teacher_seconds else None,
-    )
-
-
-def _busy_seconds(times: list[UnitTimes]) -> float:
-    """Return the wall time from the first unit's start to the last one's end."""
-    return max(unit["ended"] for unit in times) - min(unit["ended"] - unit["seconds"] for unit in times)
-
-
-def _advance(bar: tqdm[None], *, done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)
+def _is_enough(run: PlannedRun, manifest: Manifest) -> bool:
+    """Return whether a label set that stands can be taken as it is, without a look at its parts' records."""
+    # A letter may be of all views of its sample; which ones are, only the records say.
+    most_dead_rows = manifest.num_dead_letters * manifest.num_views
+    num_rows = manifest.num_samples * manifest.num_views
+    return most_dead_rows <= run.config.generation.dead_letter_limit * num_rows and still_stands(run.cache, manifest)

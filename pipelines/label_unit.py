@@ -13,43 +13,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.extraction import ExtractedBatch, extract
-from pipelines.failure_trace import short_traceback, without_addresses
+from pipelines.extraction import DrawnBatch, ExtractedBatch, extract
+from pipelines.label_task import LabelTask
 from pipelines.rendering import RenderedSample, SampleRenderer, map_ahead
 from pipelines.teachers.base import Teacher
-from storage.codecs import RankedLabels
+from pipelines.teachers.text_base import TextTeacher
+from pipelines.values import concatenate_values, empty_values, take_values
+from storage.codecs import UnstoredLabels
+from storage.codecs.values import UnstoredValues
 from storage.config import GenerationConfig
 from storage.errors import SourceError, TeacherError
+from storage.failure_trace import short_traceback, without_addresses
+from storage.features import FeatureRows
 from storage.label_blocks import block_rows, decode_label_block
 from storage.measuring import measure
 from storage.parts import DeadLetter, PartRecord, PartStatistics, PartWriter
+from storage.random import label_uniforms
 from storage.samples import SampleTable
 from storage.sources import UnitDigest
-from storage.sources.base import NO_LABEL, Sample, Source, SourceUnit
-from storage.specs import PartSpec, RequestSpec
+from storage.sources.base import NO_LABEL, Sample, Source
+from storage.specs import RequestSpec, SampledCodec, TargetSpec, ThresholdCodec
 
-_PROVENANCE_PACKAGES = ("decant", "torch", "torchvision", "timm", "transformers", "numpy", "pillow", "apache-beam")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelTask:
-    """One work unit: a source unit and the range of views that is missing, or in which rows are missing.
-
-    Attributes:
-        replaces: name of the part's tar whose dead letters are tried again; None: the part is computed as a whole.
-        num_dead_rows: rows that are tried again.
-    """
-
-    unit: SourceUnit
-    part: PartSpec
-    num_samples: int
-    replaces: str | None = None
-    num_dead_rows: int = 0
-
-    @property
-    def num_rows(self) -> int:
-        """Rows to compute, dead letters not taken off."""
-        return self.num_dead_rows if self.replaces is not None else self.num_samples * self.part.num_views
+_PROVENANCE_PACKAGES = ("decant", "torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "pillow", "apache-beam")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,34 +57,39 @@ class ViewRows:
     """Rows of one view of the whole unit, filled batch by batch.
 
     Attributes:
+        batches: rows as they came.
+        places: int64 [samples], where among these each sample's row is; of samples that were not computed they mean nothing.
         present: bool [samples], whether the sample's row was computed; others mean nothing.
         digests: uint64 [samples], digests of rendered views, 0 where there is none.
     """
 
-    rows: RankedLabels
+    batches: list[UnstoredValues]
+    places: npt.NDArray[np.int64]
     present: npt.NDArray[np.bool_]
     digests: npt.NDArray[np.uint64]
 
     @classmethod
-    def empty(cls, num_samples: int, *, entries: int) -> ViewRows:
+    def empty(cls, num_samples: int, *, target: TargetSpec) -> ViewRows:
         """Return room for the rows of a unit."""
         return cls(
-            rows=RankedLabels(
-                class_ids=np.zeros((num_samples, entries), dtype=np.uint32),
-                log_probs=np.zeros((num_samples, entries), dtype=np.float32),
-                log_rest=np.zeros(num_samples, dtype=np.float32),
-            ),
+            batches=[empty_values(target)],
+            places=np.zeros(num_samples, dtype=np.int64),
             present=np.zeros(num_samples, dtype=np.bool_),
             digests=np.zeros(num_samples, dtype=np.uint64),
         )
 
-    def take(self, samples: npt.NDArray[np.int64]) -> RankedLabels:
+    def add(self, values: UnstoredValues, *, positions: npt.NDArray[np.int64]) -> None:
+        """Append a row for each of some samples."""
+        self.places[positions] = sum(len(batch) for batch in self.batches) + np.arange(len(positions))
+        self.batches.append(values)
+
+    def take(self, samples: npt.NDArray[np.int64]) -> UnstoredLabels:
         """Return the rows of some samples."""
-        return RankedLabels(
-            class_ids=self.rows.class_ids[samples],
-            log_probs=self.rows.log_probs[samples],
-            log_rest=self.rows.log_rest[samples],
-        )
+        if len(self.batches) > 1:
+            self.batches = [concatenate_values(self.batches)]
+        found = take_values(self.batches[0], self.places[samples])
+        assert not isinstance(found, FeatureRows)
+        return found
 
 
 @dataclass(kw_only=True)
@@ -120,7 +110,7 @@ class ComputedUnit:
 
 
 @dataclass(kw_only=True)
-class _Reading:
+class Reading:
     """The samples of a unit as they pass by; each is counted, also one that is not wanted."""
 
     num_samples: int
@@ -164,7 +154,7 @@ class UnitLabeller:
         """
         started = time.perf_counter()
         computed = self.compute(task, wanted=np.ones((task.part.num_views, task.num_samples), dtype=np.bool_))
-        writer = PartWriter(part=task.part, target=self.request.target, samples=computed.table)
+        writer = PartWriter(part=task.part, target=self.request.soft_labels, samples=computed.table)
         statistics = PartStatistics()
         for index, rows in enumerate(computed.views):
             for measured in self._write_view(writer, view=task.part.first_view + index, rows=rows, labels=computed.table.labels):
@@ -190,13 +180,13 @@ class UnitLabeller:
             SourceError: the unit cannot be read, or no longer holds what was indexed.
             TeacherError: the teacher fails on every sample of a batch and on black pictures, or runs out of memory.
         """
-        spec = self.request.target
-        reading = _Reading(
+        spec = self.request.soft_labels
+        reading = Reading(
             num_samples=task.num_samples,
             wanted=np.asarray(wanted.any(axis=0), dtype=np.bool_),
             labels=np.full(task.num_samples, NO_LABEL, dtype=np.int64),
         )
-        views = [ViewRows.empty(task.num_samples, entries=spec.max_entries) for _ in range(task.part.num_views)]
+        views = [ViewRows.empty(task.num_samples, target=spec) for _ in range(task.part.num_views)]
         dead_letters: list[DeadLetter] = []
         sums = np.zeros(spec.num_classes)
         teacher_seconds = 0.0
@@ -208,7 +198,7 @@ class UnitLabeller:
                 )
         short = len(reading.keys) != task.num_samples
         if reading.too_many or short or reading.digest.hexdigest() != task.part.unit_digest:
-            raise self._changed(task, unreadable=reading.unreadable)
+            raise unit_changed(task, unreadable=reading.unreadable)
         return ComputedUnit(
             table=SampleTable(keys=tuple(reading.keys), labels=reading.labels),
             views=views,
@@ -217,20 +207,13 @@ class UnitLabeller:
             teacher_seconds=teacher_seconds,
         )
 
-    def _changed(self, task: LabelTask, *, unreadable: list[tuple[str, str]]) -> SourceError:
-        lost = f"; {len(unreadable)} samples cannot be read, first {unreadable[0][0]!r}: {unreadable[0][1]}" if unreadable else ""
-        return SourceError(
-            f"unit {task.unit.name!r} changed since it was indexed (its content no longer has digest {task.part.unit_digest[:16]}"
-            f"{lost}); no label was stored for it. Run decant label again once the source is at rest"
-        )
-
-    def _batches(self, task: LabelTask, *, reading: _Reading) -> Iterator[list[RenderedSample]]:
+    def _batches(self, task: LabelTask, *, reading: Reading) -> Iterator[list[RenderedSample]]:
         renderer = SampleRenderer(
             view=self.request.rendered_view(),
             first_view=task.part.first_view,
             num_views=task.part.num_views,
             max_pixels=self.config.max_image_pixels,
-            block_rows=block_rows(self.request.target, num_samples=task.num_samples),
+            block_rows=block_rows(self.request.soft_labels, num_samples=task.num_samples),
         )
         rendered = map_ahead(
             renderer,
@@ -263,7 +246,8 @@ class UnitLabeller:
             if item.views is not None:
                 pixels[place] = item.views[index]
         started = time.perf_counter()
-        extracted, failed = self._run_teacher(pixels, alive=alive, unit_name=task.unit.name)
+        uniforms = self._uniforms(batch, view=task.part.first_view + index)
+        extracted, failed = self._run_teacher(pixels, alive=alive, uniforms=uniforms, unit_name=task.unit.name)
         elapsed = time.perf_counter() - started
         for index_dead in np.flatnonzero(alive & ~extracted.finite).tolist():
             sample = batch[index_dead].sample
@@ -278,21 +262,32 @@ class UnitLabeller:
                     traceback="" if error is None else short_traceback(error),
                 )
             )
-        rows.rows.class_ids[positions] = extracted.rows.class_ids
-        rows.rows.log_probs[positions] = extracted.rows.log_probs
-        rows.rows.log_rest[positions] = extracted.rows.log_rest
+        rows.add(extracted.rows, positions=positions)
         rows.present[positions] = alive & extracted.finite
         rows.digests[positions] = [item.digests[index] for item in batch]
         sums += extracted.probability_sums
         return elapsed
 
+    def _uniforms(self, batch: list[RenderedSample], *, view: int) -> npt.NDArray[np.float64] | None:
+        """Return what classes of a batch's rows are drawn by; None where the codec draws none."""
+        codec = self.request.soft_labels.codec
+        if not isinstance(codec, SampledCodec | ThresholdCodec):
+            return None
+        whole = np.zeros(1, dtype=np.int64)
+        return np.concatenate([label_uniforms(codec, key=item.sample.key, view_index=view, positions=whole) for item in batch])
+
     def _run_teacher(
-        self, pixels: npt.NDArray[np.uint8], *, alive: npt.NDArray[np.bool_], unit_name: str
-    ) -> tuple[ExtractedBatch, dict[int, BaseException]]:
+        self,
+        pixels: npt.NDArray[np.uint8],
+        *,
+        alive: npt.NDArray[np.bool_],
+        uniforms: npt.NDArray[np.float64] | None,
+        unit_name: str,
+    ) -> tuple[ExtractedBatch | DrawnBatch, dict[int, BaseException]]:
         """Run a batch; if the teacher raises, run its samples one by one, so that a bad one costs one row."""
-        spec = self.request.target
+        spec = self.request.soft_labels
         try:
-            return extract(self.teacher.logits(pixels), spec=spec, alive=alive), {}
+            return extract(self.teacher.logits(pixels), spec=spec, alive=alive, uniforms=uniforms), {}
         except TeacherError as error:
             if isinstance(error.__cause__, torch.OutOfMemoryError):
                 raise
@@ -314,22 +309,35 @@ class UnitLabeller:
                 raise TeacherError(
                     f"the teacher fails on every sample of a batch of unit {unit_name!r}, and on black ones: {whole_batch_error}"
                 ) from error
-        return extract(logits, spec=spec, alive=alive), failed
+        return extract(logits, spec=spec, alive=alive, uniforms=uniforms), failed
 
     def _write_view(
         self, writer: PartWriter, *, view: int, rows: ViewRows, labels: npt.NDArray[np.int64]
     ) -> Iterator[PartStatistics]:
-        size = block_rows(self.request.target, num_samples=len(rows.present))
+        size = block_rows(self.request.soft_labels, num_samples=len(rows.present))
         for first in range(0, len(rows.present), size):
             span = slice(first, first + size)
             present = rows.present[span]
             chosen = rows.take(first + np.flatnonzero(present))
             data = writer.add_rows(chosen, view=view, first_sample=first, present=present, view_digests=rows.digests[span])
             stored = decode_label_block(data, origin=writer.part.name).soft_labels
-            yield measure(chosen, stored, labels=labels[span][present], target=self.request.target)
+            yield measure(chosen, stored, labels=labels[span][present], target=self.request.soft_labels)
 
 
-def provenance(teacher: Teacher) -> dict[str, str]:
+def unit_changed(task: LabelTask, *, unreadable: list[tuple[str, str]]) -> SourceError:
+    """Return the error of a unit that no longer holds what was indexed.
+
+    Args:
+        unreadable: key and reason of every sample that could not be read.
+    """
+    lost = f"; {len(unreadable)} samples cannot be read, first {unreadable[0][0]!r}: {unreadable[0][1]}" if unreadable else ""
+    return SourceError(
+        f"unit {task.unit.name!r} changed since it was indexed (its content no longer has digest {task.part.unit_digest[:16]}"
+        f"{lost}); no label was stored for it. Run decant label again once the source is at rest"
+    )
+
+
+def provenance(teacher: Teacher | TextTeacher) -> dict[str, str]:
     """Return what made a part, beside its identity: library versions and device. No time: equal rows give equal records."""
     found = {"python": platform.python_version(), "device": str(teacher.device)}
     for package in _PROVENANCE_PACKAGES:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from pipelines.label_unit import LabelTask
+from pipelines.label_task import LabelTask
 from storage.cache import Cache
-from storage.label_set import UsedPart
-from storage.narrowing import why_not_narrower
+from storage.label_set import Manifest, UsedPart, label_set_id
+from storage.narrowing import breadth, why_not_narrower
+from storage.part_listing import PartListing
 from storage.sources import IndexedUnit
-from storage.specs import PartSpec, RequestSpec
+from storage.specs import MaskedTokensView, PartSpec, RequestSpec, TokensView
+from storage.standing import find_standing, manifests_of, vouched_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,33 +22,38 @@ class LabelPlan:
 
     request: RequestSpec
     num_views: int
-    parts: tuple[UsedPart, ...] = field(repr=False)
+    num_units: int
+    num_samples: int
+    """Samples of the source."""
+    parts: Sequence[UsedPart] = field(repr=False)
     tasks: tuple[LabelTask, ...] = field(repr=False)
-    unit_samples: Mapping[str, int] = field(repr=False)
-    """Samples of every unit by its name."""
     not_lending: Mapping[str, str]
     """Requests of the same teacher on the same views that cannot serve this one, and why."""
+    num_lent_rows: int = 0
+    """Rows that wider labels of other requests serve, dead letters not taken off."""
+    standing: Manifest | None = field(default=None, repr=False)
+    """The label set that these parts are already; None: it must be committed, or nobody looked."""
+
+    @cached_property
+    def label_set(self) -> str:
+        """Id of the label set that the plan makes."""
+        return self.standing.id if self.standing else label_set_id(request=self.request.fingerprint(), parts=self.parts)
+
+    @cached_property
+    def requests(self) -> frozenset[str]:
+        """Fingerprints of the request and of those whose parts are used."""
+        others = () if self.standing else (used.part.request for used in self.parts)
+        return frozenset({self.request.fingerprint(), *others})
 
     @property
-    def num_units(self) -> int:
-        """Units of the source."""
-        return len(self.unit_samples)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the source."""
-        return sum(self.unit_samples.values())
+    def of_text(self) -> bool:
+        """Whether samples are documents, which become token sequences when they are labelled: rows are counted in documents."""
+        return isinstance(self.request.view, TokensView | MaskedTokensView)
 
     @property
     def num_rows(self) -> int:
         """Rows of the whole label set, dead letters not taken off."""
         return self.num_samples * self.num_views
-
-    @property
-    def num_lent_rows(self) -> int:
-        """Rows that wider labels of other requests serve, dead letters not taken off."""
-        own = self.request.fingerprint()
-        return sum(used.num_views * self.unit_samples[used.unit_name] for used in self.parts if used.part.request != own)
 
     @property
     def num_missing_rows(self) -> int:
@@ -112,34 +120,69 @@ def find_lenders(cache: Cache, *, request: RequestSpec) -> tuple[list[str], dict
             continue
         reason = why_not_narrower(stored.target, asked=request.target)
         if reason is None:
-            lenders.append((stored.target.max_entries, fingerprint))
+            lenders.append((breadth(stored.target), fingerprint))
         else:
             others[fingerprint] = reason
     return [fingerprint for _, fingerprint in sorted(lenders)], others
 
 
 def make_plan(
-    cache: Cache, *, request: RequestSpec, units: Sequence[IndexedUnit], num_views: int, views_per_part: int
+    cache: Cache,
+    *,
+    request: RequestSpec,
+    units: Sequence[IndexedUnit],
+    num_views: int,
+    views_per_part: int,
+    name: str | None = None,
 ) -> LabelPlan:
     """Compare a request with a cache.
+
+    Parts that a whole label set names are there if a listing shows them (`storage.standing`); the records of others are read.
+
+    Args:
+        name: of the experiment, whose last label set is looked at first; None: any of the cache.
 
     Raises:
         CacheError: the cache cannot be read, or holds a record this release cannot read.
     """
     fingerprint = request.fingerprint()
     lenders, others = find_lenders(cache, request=request)
+    num_samples = sum(unit.num_samples for unit in units)
+    listings = {fingerprint: PartListing.of(cache.store, cache.request_folder(fingerprint))}
+    standing = find_standing(
+        cache,
+        request=fingerprint,
+        units=units,
+        num_views=num_views,
+        listing=listings[fingerprint],
+        manifests=manifests_of(cache, request=request, name=name),
+    )
+    if standing is not None:
+        return LabelPlan(
+            request=request,
+            num_views=num_views,
+            num_units=len(units),
+            num_samples=num_samples,
+            parts=standing.parts,
+            tasks=(),
+            not_lending=others,
+            standing=standing.manifest,
+        )
+    listings |= {lender: PartListing.of(cache.store, cache.request_folder(lender)) for lender in lenders}
+    vouched = vouched_parts(cache, listings=listings, manifests=manifests_of(cache, request=request, name=name))
     digests = [unit.digest for unit in units]
-    covered = {owner: cache.covering_parts(request=owner, unit_digests=digests) for owner in (fingerprint, *lenders)}
+    covered = {owner: listing.ranges(digests) for owner, listing in listings.items()}
     parts: list[UsedPart] = []
     tasks: list[LabelTask] = []
+    num_lent_rows = 0
     for unit in units:
 
         def part_of(owner: str, views: tuple[int, int], unit_digest: str = unit.digest) -> PartSpec:
             return PartSpec(request=owner, unit_digest=unit_digest, first_view=views[0], num_views=views[1] - views[0])
 
         def committed(owner: str, unit_digest: str = unit.digest) -> list[tuple[int, int]]:
-            listed = covered[owner].get(unit_digest, ())
-            return [views for views in listed if cache.find_part(part_of(owner, views, unit_digest)) is not None]
+            listed = [(views, part_of(owner, views, unit_digest)) for views in covered[owner].get(unit_digest, ())]
+            return [views for views, part in listed if part.name in vouched[owner] or cache.find_part(part) is not None]
 
         existing = committed(fingerprint)
         lent: dict[tuple[int, int], str] = {}
@@ -152,11 +195,14 @@ def make_plan(
             if known is None:
                 tasks.append(LabelTask(unit=unit.unit, part=part, num_samples=unit.num_samples))
             parts.append(UsedPart(unit_name=unit.unit.name, part=part, first_view=used[0], num_views=used[1] - used[0]))
+            num_lent_rows += (used[1] - used[0]) * unit.num_samples if owner != fingerprint else 0
     return LabelPlan(
         request=request,
         num_views=num_views,
+        num_units=len(units),
+        num_samples=num_samples,
         parts=tuple(parts),
         tasks=tuple(tasks),
-        unit_samples={unit.unit.name: unit.num_samples for unit in units},
         not_lending=others,
+        num_lent_rows=num_lent_rows,
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from tqdm import tqdm
 
-from pipelines.label_unit import LabelTask
+from pipelines.label_task import LabelTask
 from storage.cache import Cache
 from storage.errors import CacheError
+from storage.part_listing import file_names
 
 _POLL_SECONDS = 1.0
 
 
 class PartProgress:
     """A progress bar of rows on a terminal, fed by a thread that looks which parts of some tasks are committed.
+
+    Rows that are tried again count when their part is replaced; where none of a part's can be cured, when all is done.
 
     Args:
         tasks: of one request, at least one.
@@ -27,15 +30,27 @@ class PartProgress:
         self._cache = cache
         self._request = tasks[0].part.request
         self._rows = {f"{task.part.name}.json": task.num_rows for task in tasks if task.replaces is None}
+        self._retried = {task.part.name: task.num_rows for task in tasks if task.replaces is not None}
+        self._replaced: set[str] = set()
         self._bar = tqdm(
-            total=sum(self._rows.values()), unit="row", desc="label", file=sys.stderr, disable=not show, smoothing=0.1
+            total=sum(task.num_rows for task in tasks), unit="row", desc="label", file=sys.stderr, disable=not show, smoothing=0.1
         )
+        self._known_tars = set(self._tars()) if self._retried and show else set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
 
+    def _names(self) -> Iterator[str]:
+        for batch in file_names(self._cache.store, self._cache.request_folder(self._request)):
+            yield from batch
+
+    def _tars(self) -> Iterator[str]:
+        return (name for name in self._names() if name.endswith(".tar"))
+
     def _look(self) -> None:
-        names = {name.rsplit("/", 1)[-1] for name in self._cache.store.names(self._cache.request_folder(self._request))}
-        done = sum(rows for name, rows in self._rows.items() if name in names)
+        done = sum(self._rows.get(name, 0) for name in self._names()) if self._rows else 0
+        if self._retried:
+            self._replaced.update(name.rsplit(".", 2)[0] for name in self._tars() if name not in self._known_tars)
+            done += sum(self._retried.get(part, 0) for part in self._replaced)
         self._bar.update(done - self._bar.n)
 
     def _poll(self) -> None:
@@ -56,5 +71,5 @@ class PartProgress:
         if self._thread.is_alive():
             self._thread.join()
             if kind is None:
-                self._look()
+                self._bar.update(self._bar.total - self._bar.n)
         self._bar.close()

@@ -11,8 +11,8 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.failure_trace import short_traceback, without_addresses
 from storage.errors import SampleError
+from storage.failure_trace import short_traceback, without_addresses
 from storage.images import decode_image
 from storage.label_blocks import DIGEST_STRIDE
 from storage.parts import DeadLetter
@@ -53,10 +53,10 @@ class SampleRenderer:
     def __call__(self, sample: Sample) -> RenderedSample:
         """Return the views of a sample; a bad one comes back as a dead letter."""
         digests = np.zeros(self.num_views, dtype=np.uint64)
-        if sample.image is None:
+        if sample.data is None:
             return self._dead(sample, digests, stage="read", reason=sample.error or "no bytes")
         try:
-            image = decode_image(sample.image, max_pixels=self.max_pixels)
+            image = decode_image(sample.data, max_pixels=self.max_pixels)
         except SampleError as error:
             return self._dead(sample, digests, stage="decode", reason=str(error), error=error)
         views = np.empty((self.num_views, *self.view.size, 3), dtype=np.uint8)

@@ -11,13 +11,16 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.inspection import InspectedPart, Inspection, inspect
-from pipelines.label import PlannedRun, Survey, planned, run_label, survey_run
-from pipelines.label_unit import LabelTask
+from pipelines.label import PlannedRun, planned, run_label
+from pipelines.label_task import LabelTask
 from pipelines.plan import LabelPlan
+from pipelines.survey import Survey, config_of_each_target, survey_run
 from storage.cache import Cache
 from storage.config import ExperimentConfig
 from storage.errors import ConfigError, MismatchError
 from storage.label_set import LabelSet
+from storage.remedies import IMPORT_AGAIN
+from storage.specs import ImportedTeacher
 from storage.upkeep.damage import DamagedFile
 from storage.verify import verify
 
@@ -41,11 +44,14 @@ def repair(
     """
     if config.cache is None:
         raise ConfigError("cache: is needed to repair")
+    if config.targets is not None:
+        return _of_targets(config, dry_run=dry_run, options=options, progress=progress)
     cache = Cache.at(config.cache)
     surveyed: list[Survey] = []
 
     def survey() -> Survey:
         if not surveyed:
+            _check_labels_here(config)
             surveyed.append(survey_run(config, progress=progress))
         return surveyed[0]
 
@@ -54,6 +60,7 @@ def repair(
         return _report(config, found, text=f"right: every byte of {_size(found)} is what was committed; nothing was done")
     if dry_run:
         return _report(config, found, problems=_problems(found.damage), text=_what_would_be_done(found))
+    _check_not_imported(found)
     broken = [part for part in found.parts if part.damage]
     _check_can_compute(found, survey=survey())
     folder = _set_aside(cache, found.damage)
@@ -73,6 +80,38 @@ def repair(
         problems=list(left.problems),
         text=_what_was_done(found, folder=folder, results=results, problems=left.problems),
     )
+
+
+def _of_targets(config: ExperimentConfig, *, dry_run: bool, options: PipelineOptions | None, progress: bool) -> dict[str, Any]:
+    """Repair the label sets of all targets, one after the other."""
+    found = {
+        name: repair(one, dry_run=dry_run, options=options, progress=progress)
+        for name, one in config_of_each_target(config).items()
+    }
+    return {
+        "name": config.name,
+        "targets": found,
+        "problems": [problem for one in found.values() for problem in one["problems"]],
+        "text": "\n".join(f"{name}: {one.pop('text')}" for name, one in found.items()),
+    }
+
+
+def _check_labels_here(config: ExperimentConfig) -> None:
+    if config.teacher is None:
+        raise ConfigError(
+            f"teacher: is needed to repair what is damaged of {config.name!r}; where its labels were imported, nothing here can "
+            f"compute them: remove what decant cache verify names and {IMPORT_AGAIN}"
+        )
+
+
+def _check_not_imported(found: Inspection) -> None:
+    """Refuse, before anything is moved, labels that no teacher made here."""
+    if isinstance(found.request.teacher, ImportedTeacher):
+        raise MismatchError(
+            f"the labels of label set {found.label_set} were imported, and nothing here can compute them; nothing was moved. "
+            f"Remove what is damaged and {IMPORT_AGAIN}: only that is computed anew\n"
+            + "\n".join(_listed(_problems(found.damage)))
+        )
 
 
 def _check_can_compute(found: Inspection, *, survey: Survey) -> None:
@@ -125,9 +164,10 @@ def _planned(found: Inspection, *, survey: Survey) -> PlannedRun:
     plan = LabelPlan(
         request=found.request,
         num_views=found.num_views,
+        num_units=len(survey.units),
+        num_samples=sum(unit.num_samples for unit in survey.units),
         parts=tuple(part.used for part in found.parts),
         tasks=tuple(tasks),
-        unit_samples={unit.unit.name: unit.num_samples for unit in survey.units},
         not_lending={},
     )
     return planned(survey, plan=plan)

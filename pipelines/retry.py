@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.label_unit import ComputedUnit, LabelledUnit, LabelTask, UnitLabeller, provenance
+from pipelines.label_task import LabelTask
+from pipelines.label_unit import ComputedUnit, LabelledUnit, UnitLabeller, provenance
+from pipelines.labellers import Labeller, label_unit
 from storage import codecs
 from storage.cache import Cache
 from storage.errors import CorruptError
@@ -21,34 +24,38 @@ from storage.sources import IndexedUnit
 from storage.specs import PartSpec
 
 
-def dead_rows(record: PartRecord) -> npt.NDArray[np.bool_]:
-    """Return bool [views of the part, samples], the rows that are worth another try.
+def dead_rows(record: PartRecord, *, of_text: bool = False) -> npt.NDArray[np.bool_]:
+    """Return bool [views of the part, samples], the rows that are worth another try. A sample of texts is a sequence.
 
     Not those of samples that could not be read: what is read decides the unit's digest, so that a unit whose sample can be read
-    again is another unit.
+    again is another unit. Of texts, whose samples are sequences, not those of documents that hold no text either: that is decided
+    by the same bytes.
     """
+    hopeless = ("read", "decode") if of_text else ("read",)
     wanted = np.zeros((record.part.num_views, record.num_samples), dtype=np.bool_)
     for letter in record.dead_letters:
-        if letter.stage != "read":
+        if letter.stage not in hopeless:
             views = slice(None) if letter.view is None else letter.view - record.part.first_view
             wanted[views, letter.position] = True
     return wanted
 
 
-def retry_tasks(cache: Cache, *, parts: Iterable[UsedPart], units: Mapping[str, IndexedUnit]) -> list[LabelTask]:
+def retry_tasks(
+    cache: Cache, *, parts: Iterable[UsedPart], units: Mapping[str, IndexedUnit], of_text: bool = False
+) -> list[LabelTask]:
     """Return a task for every committed part that has dead letters which are worth another try."""
     tasks = []
     for used in parts:
         record = cache.find_part(used.part)
         if record is None or not record.dead_letters:
             continue
-        num_dead_rows = int(dead_rows(record).sum())
+        num_dead_rows = int(dead_rows(record, of_text=of_text).sum())
         if num_dead_rows:
             tasks.append(
                 LabelTask(
                     unit=units[used.unit_name].unit,
                     part=used.part,
-                    num_samples=record.num_samples,
+                    num_samples=units[used.unit_name].num_samples,
                     replaces=record.tar_name,
                     num_dead_rows=num_dead_rows,
                 )
@@ -77,11 +84,12 @@ def retry(labeller: UnitLabeller, task: LabelTask, *, data: bytes, record: PartR
     computed = labeller.compute(task, wanted=wanted)
     if not any(rows.present.any() for rows in computed.views):
         return None
-    writer = PartWriter(part=task.part, target=labeller.request.target, samples=computed.table)
+    writer = PartWriter(part=task.part, target=labeller.request.soft_labels, samples=computed.table)
     statistics = record.statistics
     for block in record.blocks:
         statistics = statistics.plus(_copy_block(labeller, writer, block=block, data=data, computed=computed))
     extent = record.class_means
+    assert extent is not None
     means = decode_class_means(data[extent.offset : extent.offset + extent.num_bytes], origin=record.tar_name)
     sums = record.statistics.num_rows * means + computed.probability_sums
     earlier = EarlierPart(tar_name=record.tar_name, num_rows=record.statistics.num_rows, provenance=record.provenance)
@@ -101,6 +109,24 @@ def retry(labeller: UnitLabeller, task: LabelTask, *, data: bytes, record: PartR
     )
 
 
+def relabel(labeller: Labeller, task: LabelTask, *, record: PartRecord) -> LabelledUnit | None:
+    """Return the part of a unit of texts, or of vectors, computed anew; None where it has as many dead letters as before.
+
+    Sequences share batches by length, and rows of vectors share scales, so no row of the old part is kept: the earlier tar counts
+    none.
+
+    Raises:
+        SourceError: the unit no longer holds what was labelled.
+        TeacherError: the teacher fails on every sequence of a batch, or runs out of memory.
+    """
+    (labelled,) = label_unit(labeller, [task])
+    if len(labelled.record.dead_letters) >= len(record.dead_letters):
+        return None
+    earlier = EarlierPart(tar_name=record.tar_name, num_rows=0, provenance=record.provenance)
+    new_record = labelled.record.model_copy(update={"earlier": (*record.earlier, earlier)})
+    return replace(labelled, record=new_record)
+
+
 def _copy_block(
     labeller: UnitLabeller, writer: PartWriter, *, block: BlockExtent, data: bytes, computed: ComputedUnit
 ) -> PartStatistics:
@@ -114,11 +140,11 @@ def _copy_block(
         writer.add_block(old, **shape, num_rows=block.num_rows)
         return PartStatistics()
     chosen = rows.take(offsets + block.first_sample)
-    spec = labeller.request.target
+    spec = labeller.request.soft_labels
     new = fill_label_block(old, chosen, offsets=offsets, view_digests=rows.digests[span], origin=writer.part.name)
     writer.add_block(new, **shape, num_rows=block.num_rows + len(offsets))
     stored = codecs.decode(codecs.encode(chosen, spec=spec), num_rows=len(chosen), spec=spec)
-    return measure(chosen, stored, labels=computed.table.labels[span][offsets], target=labeller.request.target)
+    return measure(chosen, stored, labels=computed.table.labels[span][offsets], target=labeller.request.soft_labels)
 
 
 def _letters_left(record: PartRecord, *, computed: ComputedUnit, wanted: npt.NDArray[np.bool_]) -> tuple[DeadLetter, ...]:
@@ -134,14 +160,14 @@ def _letters_left(record: PartRecord, *, computed: ComputedUnit, wanted: npt.NDA
     return tuple(sorted(left, key=lambda letter: (letter.position, -1 if letter.view is None else letter.view)))
 
 
-def num_cured_rows(cache: Cache, tasks: Iterable[LabelTask]) -> int:
+def num_cured_rows(cache: Cache, tasks: Iterable[LabelTask], *, of_text: bool = False) -> int:
     """Return how many rows of retried parts have a label now."""
     cured = 0
     for part, num_dead_rows in {task.part: task.num_dead_rows for task in tasks if task.replaces is not None}.items():
-        cured += num_dead_rows - _num_dead(cache, part)
+        cured += num_dead_rows - _num_dead(cache, part, of_text=of_text)
     return cured
 
 
-def _num_dead(cache: Cache, part: PartSpec) -> int:
+def _num_dead(cache: Cache, part: PartSpec, *, of_text: bool) -> int:
     record = cache.find_part(part)
-    return 0 if record is None else int(dead_rows(record).sum())
+    return 0 if record is None else int(dead_rows(record, of_text=of_text).sum())

@@ -17,11 +17,15 @@ import apache_beam as beam
 import torch
 from apache_beam.metrics import Metrics
 
-from pipelines.label_unit import LabelledUnit, LabelTask, UnitLabeller
-from pipelines.retry import retry
+from pipelines.label_task import LabelTask
+from pipelines.label_unit import LabelledUnit, UnitLabeller
+from pipelines.labellers import label_unit, make_labeller
+from pipelines.retry import relabel, retry
 from pipelines.teacher_memo import local_files
-from pipelines.teachers import load_teacher
+from pipelines.teachers import load_any_teacher
 from pipelines.teachers.base import Teacher
+from pipelines.teachers.text_base import TextTeacher
+from pipelines.text.labelling import TextUnitLabeller
 from storage.cache import Cache
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
 from storage.errors import CacheError, DecantError, MismatchError, SourceError
@@ -32,18 +36,18 @@ from storage.sources.base import SourceUnit
 from storage.specs import PartSpec, RequestSpec
 
 TASKS_PER_FILE = 1000
-_teachers: dict[str, Teacher] = {}
+_teachers: dict[str, Teacher | TextTeacher] = {}
 _teachers_lock = threading.Lock()
 
 
-def shared_teacher(config: TeacherConfig) -> Teacher:
+def shared_teacher(config: TeacherConfig) -> Teacher | TextTeacher:
     """Return the teacher of this process; it is loaded once, shared by all threads, and loaded anew when its files change."""
     marks = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in local_files(config) if file.is_file()]
     name = f"{config.model_dump_json()} {marks}"
     with _teachers_lock:
         if name not in _teachers:
             _teachers.clear()
-            _teachers[name] = load_teacher(config)
+            _teachers[name] = load_any_teacher(config)
         return _teachers[name]
 
 
@@ -63,14 +67,14 @@ class ReadTasks(beam.DoFn):
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def process(self, name: str) -> Iterator[LabelTask]:
-        """Yield the tasks of one file."""
-        for task in json.loads(self._store.read(name)):
-            yield task_from_json(task)
+    def process(self, name: str) -> Iterator[tuple[LabelTask, ...]]:
+        """Yield the work units of one file."""
+        for group in json.loads(self._store.read(name)):
+            yield tuple(task_from_json(task) for task in group)
 
 
 class LabelUnits(beam.DoFn):
-    """Tasks to committed parts. Yields the part's name.
+    """Work units to committed parts. Yields the parts' names.
 
     A unit that cannot be read is reported in the run's folder and the others go on; an error that would hit every unit stops.
     """
@@ -80,14 +84,14 @@ class LabelUnits(beam.DoFn):
         *,
         cache: Cache,
         run: str,
-        request: RequestSpec,
+        requests: dict[str, RequestSpec],
         teacher: TeacherConfig,
         source: SourceConfig,
         generation: GenerationConfig,
     ) -> None:
         self._cache = cache
         self._run = run
-        self._request = request
+        self._requests = requests
         self._teacher_config = teacher
         self._source_config = source
         self._generation = generation
@@ -98,18 +102,10 @@ class LabelUnits(beam.DoFn):
         torch.set_num_threads(threads)
         try:
             teacher = shared_teacher(self._teacher_config)
-            planned, loaded = self._request.teacher.to_json(), teacher.spec.to_json()
-            if loaded != planned:
-                differing = [
-                    f"{name} {loaded[name]!r} (planned: {planned[name]!r})" for name in planned if loaded[name] != planned[name]
-                ]
-                raise MismatchError(
-                    f"this worker loaded another teacher than was planned: {', '.join(differing)}. Give every worker the same "
-                    "checkpoint and the same library versions, and run the same command again"
-                )
-            self._labeller = UnitLabeller(
-                teacher=teacher, source=open_source(self._source_config), request=self._request, config=self._generation
-            )
+            for request in self._requests.values():
+                _check_teacher(teacher, request=request)
+            source = open_source(self._source_config)
+            self._labeller = make_labeller(teacher, source=source, requests=self._requests, config=self._generation)
         except DecantError as error:
             self._report(f"setup-{uuid.uuid4().hex[:8]}", error, fatal=True)
             raise
@@ -118,47 +114,67 @@ class LabelUnits(beam.DoFn):
         """Forget the times of the bundle before."""
         self._times: list[dict[str, Any]] = []
 
-    def process(self, task: LabelTask) -> Iterator[str]:
-        """Label and commit one unit."""
-        existing = self._cache.find_part(task.part)
-        if existing is not None and existing.tar_name != task.replaces:
-            Metrics.counter("decant", "units_reused").inc()
-            yield task.part.name
+    def process(self, tasks: tuple[LabelTask, ...]) -> Iterator[str]:
+        """Label and commit one unit, for one or several requests."""
+        existing = {task: self._cache.find_part(task.part) for task in tasks}
+        missing = []
+        for task, record in existing.items():
+            if record is not None and record.tar_name != task.replaces:
+                Metrics.counter("decant", "units_reused").inc()
+                yield task.part.name
+            else:
+                missing.append(task)
+        if not missing:
             return
         try:
-            if existing is None:
-                labelled = self._labeller.label(task)
-                record = self._cache.commit_part(labelled.data, record=labelled.record)
-            else:
-                filled = self._retry(task, existing)
-                if filled is None:
-                    Metrics.counter("decant", "units_uncured").inc()
-                    yield task.part.name
-                    return
-                labelled = filled
-                record = self._cache.replace_part(filled.data, record=filled.record, replaces=existing.tar_name)
+            yield from self._compute(missing, existing=existing)
         except SourceError as error:
-            self._report(task.part.name, error, fatal=False)
+            self._report(missing[0].part.name, error, fatal=False)
             Metrics.counter("decant", "units_failed").inc()
-            return
         except DecantError as error:
-            self._report(task.part.name, error, fatal=True)
+            self._report(missing[0].part.name, error, fatal=True)
             raise
+
+    def _compute(self, tasks: list[LabelTask], *, existing: dict[LabelTask, PartRecord | None]) -> Iterator[str]:
+        replaced = existing[tasks[0]]
+        if replaced is not None:
+            (task,) = tasks
+            filled = self._retry(task, replaced)
+            if filled is None:
+                Metrics.counter("decant", "units_uncured").inc()
+            else:
+                record = self._cache.replace_part(filled.data, record=filled.record, replaces=replaced.tar_name)
+                self._count(task, filled, record)
+            yield task.part.name
+            return
+        for task, unit in zip(tasks, label_unit(self._labeller, tasks), strict=True):
+            self._count(task, unit, self._cache.commit_part(unit.data, record=unit.record))
+            yield task.part.name
+
+    def _count(self, task: LabelTask, labelled: LabelledUnit, record: PartRecord) -> None:
         Metrics.counter("decant", "units_labelled").inc()
         Metrics.counter("decant", "rows").inc(record.statistics.num_rows)
         Metrics.counter("decant", "dead_letters").inc(len(record.dead_letters))
         self._times.append(
             {
                 "part": task.part.name,
-                "num_views": task.num_rows,
+                "request": task.part.request,
+                # How many sequences a unit of texts has shows when it is labelled.
+                "num_views": record.num_samples * task.part.num_views if self._of_text else task.num_rows,
                 "ended": time.time(),
                 "seconds": labelled.seconds,
                 "teacher_seconds": labelled.teacher_seconds,
             }
         )
-        yield task.part.name
+
+    @property
+    def _of_text(self) -> bool:
+        return isinstance(self._labeller, TextUnitLabeller)
 
     def _retry(self, task: LabelTask, existing: PartRecord) -> LabelledUnit | None:
+        """Return the part with rows for dead letters that have a label now; None where none has."""
+        if not isinstance(self._labeller, UnitLabeller):
+            return relabel(self._labeller, task, record=existing)
         data = self._cache.store.read(self._cache.tar_name(existing))
         return retry(self._labeller, task, data=data, record=existing)
 
@@ -179,6 +195,19 @@ class LabelUnits(beam.DoFn):
         }
         with contextlib.suppress(CacheError) if fatal else contextlib.nullcontext():
             self._cache.store.write(f"{self._run}/errors/{name}.json", json.dumps(report).encode())
+
+
+def _check_teacher(teacher: Teacher | TextTeacher, *, request: RequestSpec) -> None:
+    """Refuse a teacher that is not the one that was planned."""
+    planned, loaded = request.teacher.to_json(), teacher.spec.to_json()
+    if loaded != planned:
+        differing = [
+            f"{name} {loaded.get(name)!r} (planned: {planned[name]!r})" for name in planned if loaded.get(name) != planned[name]
+        ]
+        raise MismatchError(
+            f"this worker loaded another teacher than was planned: {', '.join(differing)}. Give every worker the same "
+            "checkpoint and the same library versions, and run the same command again"
+        )
 
 
 class LabelTasks(beam.PTransform):

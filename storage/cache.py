@@ -2,6 +2,7 @@
 
 requests/<fingerprint>/spec.json         the request, in full
 requests/<fingerprint>/<part>.json       part record; `<part>.<digest>.tar` beside it
+heads/<sha256>.head                      a teacher's frozen head, where hidden states stand for logits
 label_sets/<id>/                         manifest.json, parts.parquet, class_means.block
 names/<name>.json                        the newest label set of an experiment's name, or a tag that people set
 sources/, teachers/                      memos that save re-reading; losing them costs time only
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from storage.errors import CorruptError, FormatError, MismatchError
 from storage.filesystem import Store
 from storage.hashing import canonical_json, digest, seal, unseal
+from storage.heads import FrozenHead, decode_head, encode_head
+from storage.part_listing import PartListing
 from storage.parts import Extent, PartRecord, check_extent
+from storage.remedies import EITHER_AGAIN, LABEL_AGAIN
 from storage.specs import PartSpec, RequestSpec
 
 _NAME = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
@@ -75,9 +79,9 @@ class Cache:
         try:
             data = self.store.read(name)
         except FileNotFoundError as error:
-            raise CorruptError(f"{origin} is missing; run decant label again") from error
+            raise CorruptError(f"{origin} is missing; {EITHER_AGAIN}") from error
         if digest(data) != fingerprint:
-            raise CorruptError(f"{origin} is damaged (its sha256 is not its folder's name); remove it and run decant label again")
+            raise CorruptError(f"{origin} is damaged (its sha256 is not its folder's name); remove it and {EITHER_AGAIN}")
         try:
             return RequestSpec.model_validate_json(data)
         except ValueError as error:
@@ -130,7 +134,9 @@ class Cache:
         if first is None:
             self.store.write(self.record_name(record.part), record.to_bytes())
             return record
-        if record.tar_name not in {first.tar_name, *(earlier.tar_name for earlier in first.earlier)}:
+        # Where creating takes turns, a writer that stalled may still put a record over the first one.
+        others = {first.tar_name, *(earlier.tar_name for earlier in first.earlier)}
+        if self.store.creates_at_once and record.tar_name not in others:
             self.store.remove(self.tar_name(record))
         return first
 
@@ -152,20 +158,13 @@ class Cache:
 
         From a listing: a hint that `find_part` must confirm before anything is built on it.
         """
-        wanted = {unit_digest[:32]: unit_digest for unit_digest in unit_digests}
-        found: dict[str, list[tuple[int, int]]] = {}
-        for name in self.store.names(self.request_folder(request)):
-            stem = name.rsplit("/", 1)[-1]
-            if not stem.endswith(".json") or stem == "spec.json":
-                continue
-            unit, _, views = stem.removesuffix(".json").partition(".v")
-            first, _, last = views.partition("-")
-            if unit in wanted and first.isdecimal() and last.isdecimal():
-                found.setdefault(wanted[unit], []).append((int(first), int(last)))
-        return {unit: sorted(ranges) for unit, ranges in found.items()}
+        return PartListing.of(self.store, self.request_folder(request)).ranges(unit_digests)
 
-    def read_extent(self, tar_path: str, extent: Extent) -> bytes:
+    def read_extent(self, tar_path: str, extent: Extent, *, again: str = LABEL_AGAIN) -> bytes:
         """Return a block of a part, checked against what was committed.
+
+        Args:
+            again: what makes the part anew if it is damaged.
 
         Raises:
             CorruptError: the tar is missing, too short, or holds other bytes.
@@ -174,9 +173,35 @@ class Cache:
         try:
             data = self.store.read_range(tar_path, start=extent.offset, num_bytes=extent.num_bytes)
         except FileNotFoundError as error:
-            raise CorruptError(f"{origin} is missing; run decant label again to make it anew") from error
-        check_extent(data, extent, origin=origin)
+            raise CorruptError(f"{origin} is missing; {again} to make it anew") from error
+        check_extent(data, extent, origin=origin, again=again)
         return data
+
+    def add_head(self, head: FrozenHead) -> str:
+        """Write a head if it is new, or if the one that is there is damaged, and return its digest."""
+        sha256 = head.sha256()
+        data = encode_head(head)
+        if not self.store.create(_head_name(sha256), data):
+            try:
+                self.head(sha256)
+            except CorruptError:
+                self.store.write(_head_name(sha256), data)
+        return sha256
+
+    def head(self, sha256: str) -> FrozenHead:
+        """Return a head by its digest.
+
+        Raises:
+            CorruptError: it is missing, damaged, or of a release this one cannot read.
+        """
+        origin = f"{self.store.url}/{_head_name(sha256)}"
+        try:
+            head = decode_head(self.store.read(_head_name(sha256)), origin=origin)
+        except FileNotFoundError as error:
+            raise CorruptError(f"{origin} is missing; {LABEL_AGAIN}, which writes the teacher's head anew") from error
+        if head.sha256() != sha256:
+            raise CorruptError(f"{origin} holds another head (its sha256 is not its name); remove it and {LABEL_AGAIN}")
+        return head
 
     def find_name(self, name: str) -> NamedLabelSet | None:
         """Return what a name points at, or None if there is no such name.
@@ -204,7 +229,8 @@ class Cache:
                 raise ValueError(f"it is the file of the name {found['name']!r}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(
-                f"{origin}: not a name this release can read: {error!r}; remove it and run decant label or decant cache tag again"
+                f"{origin}: not a name this release can read: {error!r}; remove it and run decant label or decant cache tag "
+                "again, or the import"
             ) from error
         return NamedLabelSet(label_set=label_set, is_tag=is_tag)
 
@@ -255,3 +281,7 @@ class Cache:
         for name in self.store.names("label_sets"):
             if name.endswith("/manifest.json"):
                 yield name.split("/")[1]
+
+
+def _head_name(sha256: str) -> str:
+    return f"heads/{sha256}.head"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import Any
 
 from tqdm import tqdm
 
 from storage.cache import Cache
+from storage.description import target_words, view_words
 from storage.errors import CacheError, CorruptError
 from storage.label_set import LabelSet
 from storage.parts import DeadLetter, PartRecord
-from storage.specs import ImportedTeacher, ImportedView, SoftLabelsSpec, TeacherSpec, ViewSpec
+from storage.remedies import EITHER_AGAIN
+from storage.specs import ImportedTeacher, SoftLabelsSpec, TargetSpec, TeacherSpec, TextTeacherSpec
 from storage.verify import verify
 
 
@@ -62,17 +65,21 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
     """Return what a label set is."""
     label_set = LabelSet.open(Cache.at(url), name_or_id=name)
     manifest = label_set.manifest
+    view, target = manifest.request.view, manifest.request.target
     statistics = manifest.statistics
-    rows = max(statistics.num_rows, 1)
+    rows, values = max(statistics.num_rows, 1), max(statistics.num_value_rows, 1)
     figures: dict[str, Any] = {
         **manifest.model_dump(mode="json", exclude={"statistics", "classes"}),
-        "num_classes": manifest.request.target.num_classes,
+        "num_classes": target.num_classes if isinstance(target, SoftLabelsSpec) else None,
         "classes": list(manifest.classes) if manifest.classes else None,
         "bytes_per_row": manifest.parts_bytes / rows,
-        "mass_kept": statistics.mass_kept_sum / rows,
-        "entries_per_row": statistics.entries_sum / rows,
-        "codec_kl_mean": statistics.codec_kl_sum / rows,
+        "num_positions": statistics.num_positions,
+        "bytes_per_position": manifest.parts_bytes / statistics.num_positions if statistics.num_positions else None,
+        "mass_kept": statistics.mass_kept_sum / values,
+        "entries_per_row": statistics.entries_sum / values,
+        "codec_kl_mean": statistics.codec_kl_sum / values,
         "codec_kl_max": statistics.codec_kl_max,
+        "relative_error": statistics.relative_error,
         "num_empty_rows": statistics.num_empty_rows,
         "num_full_rows": statistics.num_full_rows,
         "agreement": statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None,
@@ -82,24 +89,20 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         figures["dead_letters"] = [letter.model_dump() for letter in letters]
     request = manifest.request
     made_by = "; ".join(", ".join(f"{what} {value}" for what, value in sorted(made.items())) for made in manifest.provenance)
-    view, target = request.view, request.target
-    codec = ", ".join(f"{what} {value}" for what, value in target.codec.model_dump(exclude={"version"}).items())
-    kept = f"{figures['mass_kept']:.4f} in {figures['entries_per_row']:.1f} classes a row"
     lines = [
         f"label set {manifest.id}, name {manifest.name!r}",
         *_teacher_lines(request.teacher),
-        f"  views          {manifest.num_views} x {view.kind} {view.size[0]}x{view.size[1]}, {_view_words(view)}",
-        f"  target         {_selection(target)} of {target.num_classes:,} classes, temperature {target.generation_temperature:g}",
-        f"  codec          {codec}",
+        f"  views          {manifest.num_views} x {view_words(view)}",
+        f"  target         {target_words(target)}",
         f"  samples        {manifest.num_samples:,} in {manifest.num_units:,} units, {manifest.num_parts:,} parts",
         f"  rows           {manifest.num_rows:,}, {manifest.num_dead_letters:,} dead letters",
         f"  bytes          {manifest.parts_bytes:,}, {figures['bytes_per_row']:.1f} a row",
-        f"  mass kept      {kept}; {statistics.num_empty_rows:,} rows keep none",
-        f"  codec KL       {figures['codec_kl_mean']:.2e} mean, {figures['codec_kl_max']:.2e} largest (nats)",
+        *_value_lines(figures, target=target),
     ]
-    lines += [f"  served by      parts that hold {_selection(wider)}, narrowed when read" for wider in manifest.served_by]
+    lines += [f"  served by      parts that hold {target_words(wider)}, narrowed when read" for wider in manifest.served_by]
     if figures["agreement"] is not None:
-        lines.append(f"  agreement      {figures['agreement']:.4f} with the hard labels")
+        right = "text's own tokens" if statistics.num_positions else "hard labels"
+        lines.append(f"  agreement      {figures['agreement']:.4f} with the {right}")
     lines.append(f"  source         {manifest.source.get('kind')} {manifest.source.get('path')}")
     lines.append(f"  made by        {made_by}")
     lines += [
@@ -107,10 +110,31 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         f"{'all views' if letter.view is None else f'view {letter.view}'}, {letter.stage}: {letter.reason}"
         for letter in letters
     ]
+    # Many fail in the same place: each is said once.
+    for trace, count in Counter(letter.traceback for letter in letters if letter.traceback).most_common():
+        lines.append(f"  raised         {count:,} of these dead letters, innermost last")
+        lines += [f"                   {line}" for line in trace.splitlines()]
     return {**figures, "text": "\n".join(lines)}
 
 
-def _teacher_lines(teacher: TeacherSpec | ImportedTeacher) -> list[str]:
+def _value_lines(figures: dict[str, Any], *, target: TargetSpec) -> list[str]:
+    """Return what storing did to the values."""
+    lines = []
+    row = "row"
+    if figures["num_positions"]:
+        row = "token"
+        lines.append(f"  tokens         {figures['num_positions']:,} with values, {figures['bytes_per_position']:.1f} bytes each")
+    if not isinstance(target, SoftLabelsSpec):
+        return [*lines, f"  error          {figures['relative_error']:.2%} of the vectors, root mean square"]
+    kept = f"{figures['mass_kept']:.4f} in {figures['entries_per_row']:.1f} classes a {row}"
+    return [
+        *lines,
+        f"  mass kept      {kept}; {figures['num_empty_rows']:,} {row}s keep none",
+        f"  codec KL       {figures['codec_kl_mean']:.2e} mean, {figures['codec_kl_max']:.2e} largest (nats)",
+    ]
+
+
+def _teacher_lines(teacher: TeacherSpec | TextTeacherSpec | ImportedTeacher) -> list[str]:
     if isinstance(teacher, ImportedTeacher):
         return [
             f"  teacher        {teacher.architecture}, as whoever imported its labels called it",
@@ -118,17 +142,6 @@ def _teacher_lines(teacher: TeacherSpec | ImportedTeacher) -> list[str]:
         ]
     precision = f"{teacher.kind} {teacher.architecture}, {teacher.precision}"
     return [f"  teacher        {precision}", f"                 weights {teacher.weights_sha256}"]
-
-
-def _view_words(view: ViewSpec | ImportedView) -> str:
-    if isinstance(view, ImportedView):
-        epochs = f"{view.epochs[0]} to {view.epochs[-1]}" if len(view.epochs) > 1 else f"{view.epochs[0]}"
-        return f"{view.layout} files of epoch {epochs}: cannot be rendered here"
-    return view.interpolation
-
-
-def _selection(target: SoftLabelsSpec) -> str:
-    return f"top {target.k}" if target.k is not None else "quality level"
 
 
 def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
@@ -139,7 +152,7 @@ def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
         try:
             record = PartRecord.from_bytes(store.read(name), origin=f"{store.url}/{name}")
         except FileNotFoundError as error:
-            raise CorruptError(f"{store.url}/{name} is missing, and with it the dead letters; run decant label again") from error
+            raise CorruptError(f"{store.url}/{name} is missing, and with it the dead letters; {label_set.again}") from error
         views = range(row["first_view"], row["first_view"] + row["num_views"])
         letters += [letter for letter in record.dead_letters if letter.view is None or letter.view in views]
     return letters
@@ -153,6 +166,7 @@ def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False,
         raise CacheError(f"{url} holds no label set; make one with `decant label`")
     reports, lines = [], []
     problems = cache.read_names()[1] if name is None else []
+    remedies: set[str] = set()
     for label_set_id in ids:
         try:
             label_set = LabelSet.open_id(cache, label_set=label_set_id)
@@ -167,6 +181,7 @@ def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False,
 
             report = verify(label_set, quick=quick, on_progress=advance)
         problems += report.problems
+        remedies |= {label_set.again} if report.problems else set()
         reports.append(
             {
                 "id": label_set_id,
@@ -184,5 +199,8 @@ def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False,
             f"{label_set_id} {label_set.manifest.name}: {report.num_parts:,} parts, {report.num_rows:,} rows, {what}: {state}"
         )
     if problems:
-        lines += [*problems, "remove what is damaged and run decant label again: only that is computed anew"]
+        lines += [
+            *problems,
+            f"remove what is damaged and {' or '.join(sorted(remedies)) or EITHER_AGAIN}: only that is computed anew",
+        ]
     return {"label_sets": reports, "problems": problems, "text": "\n".join(lines)}

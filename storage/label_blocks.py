@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from storage import codecs
 from storage.blocks import decode_block, encode_block
+from storage.codecs import UnstoredLabels
 from storage.codecs.columns import Bytes
-from storage.codecs.ranked import RankedLabels
 from storage.codecs.stored import interleave
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
@@ -63,7 +63,7 @@ class LabelBlock:
 
 
 def encode_label_block(
-    rows: RankedLabels,
+    rows: UnstoredLabels,
     *,
     spec: SoftLabelsSpec,
     view: int,
@@ -211,7 +211,7 @@ def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
 
 
 def fill_label_block(
-    data: bytes, rows: RankedLabels, *, offsets: npt.NDArray[np.int64], view_digests: npt.NDArray[np.uint64], origin: str
+    data: bytes, rows: UnstoredLabels, *, offsets: npt.NDArray[np.int64], view_digests: npt.NDArray[np.uint64], origin: str
 ) -> bytes:
     """Return a block with rows for samples that had none; what is stored of all other rows stays as it is, bit by bit.
 

@@ -18,11 +18,15 @@ from storage.cache import Cache
 from storage.errors import CacheError, CorruptError, FormatError, MismatchError
 from storage.hashing import canonical_json, digest, fingerprint, seal, unseal
 from storage.naming import did_you_mean
-from storage.parts import Info, PartRecord, PartStatistics, decode_class_means, encode_class_means
+from storage.parts import Extent, Info, PartRecord, PartStatistics, decode_class_means, encode_class_means
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
-from storage.specs import PartSpec, RequestSpec, SoftLabelsSpec
+from storage.remedies import EITHER_AGAIN, how_to_make_again
+from storage.specs import PartSpec, RequestSpec, SoftLabelsSpec, TargetSpec
 
 _BATCH_PARTS = 8192
+"""Parts in a row group of the table."""
+_OBJECT_PARTS = 512
+"""Parts that are held as Python objects, which weigh many times what arrays do."""
 _FILE_NAME = r"^[\w-][\w.-]*$"
 
 
@@ -43,13 +47,14 @@ class Manifest(Info):
     parts_file: str = Field(pattern=_FILE_NAME)
     """Name of the table of parts; it holds the first digits of `parts_sha256`, so that two writers never mix their files."""
     parts_sha256: str
-    class_means_file: str = Field(pattern=_FILE_NAME)
-    class_means_sha256: str
+    class_means_file: str | None = Field(pattern=_FILE_NAME)
+    """Mean probability of every class; None: the target is no soft labels."""
+    class_means_sha256: str | None
     classes: tuple[str, ...] | None
     source: dict[str, Any]
     """The source's config when the labels were made: where to look, not identity."""
     statistics: PartStatistics
-    served_by: tuple[SoftLabelsSpec, ...] = ()
+    served_by: tuple[TargetSpec, ...] = ()
     """Wider targets that some parts hold, which readers narrow; statistics and class means are of the rows as stored."""
     provenance: tuple[dict[str, str], ...]
     """What made the parts: library versions and devices, each different one once."""
@@ -91,7 +96,7 @@ class LabelSet:
             known = [*cache.names(), *ids]
             raise MismatchError(
                 f"{cache.store.url} holds no label set {name_or_id!r}.{did_you_mean(name_or_id, known)} "
-                "If its name was lost, run decant label again: what is there is not computed anew"
+                "If its name was lost, run decant label or the import again: what is there is not made anew"
             )
         return cls.open_id(cache, label_set=matching[0])
 
@@ -100,7 +105,7 @@ class LabelSet:
         """Open a label set by its full id."""
         manifest = read_manifest(cache, label_set=label_set)
         name = f"label_sets/{label_set}/{manifest.parts_file}"
-        table = _read(cache, name, sha256=manifest.parts_sha256)
+        table = _read(cache, name, sha256=manifest.parts_sha256, again=how_to_make_again(manifest.request))
         parts = read_parts_table(table, num_views=manifest.num_views, origin=f"{cache.store.url}/{name}")
         return cls(cache=cache, manifest=manifest, parts=parts)
 
@@ -108,6 +113,19 @@ class LabelSet:
         """Return the path in the cache of the tar of a part, given as a row of the table of parts."""
         request, tar_name = self._request_column[part].as_py(), self._tar_name_column[part].as_py()
         return f"{self.cache.request_folder(request)}/{tar_name}"
+
+    @property
+    def again(self) -> str:
+        """What makes parts anew that are lost or damaged."""
+        return how_to_make_again(self.manifest.request)
+
+    def read_extent(self, tar_path: str, extent: Extent) -> bytes:
+        """Return a block of a part, checked against what was committed.
+
+        Raises:
+            CorruptError: the tar is missing, too short, or holds other bytes.
+        """
+        return self.cache.read_extent(tar_path, extent, again=self.again)
 
     @cached_property
     def _request_column(self) -> pa.Array:
@@ -119,9 +137,18 @@ class LabelSet:
         return self.parts.column("tar_name").combine_chunks()
 
     def class_means(self) -> npt.NDArray[np.float64]:
-        """Return float64 [classes], the mean probability of every class over all rows."""
+        """Return float64 [classes], the mean probability of every class over all rows.
+
+        Raises:
+            MismatchError: the target is no soft labels.
+        """
+        if self.manifest.class_means_file is None:
+            raise MismatchError(
+                f"label set {self.manifest.name!r} holds {self.manifest.request.target.kind}, so no class has a mean "
+                "probability; choose a label set of soft labels"
+            )
         name = f"{self.folder}/{self.manifest.class_means_file}"
-        data = _read(self.cache, name, sha256=self.manifest.class_means_sha256)
+        data = _read(self.cache, name, sha256=self.manifest.class_means_sha256, again=self.again)
         return decode_class_means(data, origin=f"{self.cache.store.url}/{name}")
 
 
@@ -135,28 +162,27 @@ def read_manifest(cache: Cache, *, label_set: str) -> Manifest:
     origin = f"{cache.store.url}/label_sets/{label_set}/manifest.json"
     body = unseal(_read(cache, f"label_sets/{label_set}/manifest.json"))
     if body is None:
-        raise CorruptError(f"{origin} is damaged (its sha256 differs); run decant label again")
+        raise CorruptError(f"{origin} is damaged (its sha256 differs); {EITHER_AGAIN}")
     try:
         manifest = Manifest.model_validate_json(body)
     except ValidationError as error:
         raise FormatError(f"{origin}: not a manifest this release can read: {error}") from error
     if manifest.id != label_set:
         raise MismatchError(
-            f"{origin} is that of {manifest.id}; the folder was renamed or the file moved: remove it and run decant label again"
+            f"{origin} is that of {manifest.id}; the folder was renamed or the file moved: remove it and "
+            f"{how_to_make_again(manifest.request)}"
         )
     return manifest
 
 
-def _read(cache: Cache, name: str, *, sha256: str | None = None) -> bytes:
+def _read(cache: Cache, name: str, *, sha256: str | None = None, again: str = EITHER_AGAIN) -> bytes:
     """Return a file of a label set, which must be there and have the digest its manifest says."""
     try:
         data = cache.store.read(name)
     except FileNotFoundError as error:
-        raise CorruptError(f"{cache.store.url}/{name} is missing; run decant label again") from error
+        raise CorruptError(f"{cache.store.url}/{name} is missing; {again}") from error
     if sha256 is not None and digest(data) != sha256:
-        raise CorruptError(
-            f"{cache.store.url}/{name} is damaged (its sha256 differs from the manifest's); run decant label again"
-        )
+        raise CorruptError(f"{cache.store.url}/{name} is damaged (its sha256 differs from the manifest's); {again}")
     return data
 
 
@@ -221,6 +247,7 @@ class _Totals:
 
 def _write_parts(parts: Iterable[tuple[UsedPart, PartRecord]], totals: _Totals) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = []
+    batches: list[pa.RecordBatch] = []
     for used, record in parts:
         rows.append(_row(used, record))
         totals.statistics = totals.statistics.plus(record.statistics)
@@ -233,11 +260,16 @@ def _write_parts(parts: Iterable[tuple[UsedPart, PartRecord]], totals: _Totals) 
         for made in (record.provenance, *(earlier.provenance for earlier in record.earlier)):
             totals.provenance.add(tuple(sorted(made.items())))
         totals.unit_samples[used.unit_name] = record.num_samples
-        if len(rows) == _BATCH_PARTS:
-            yield pa.RecordBatch.from_pylist(rows, schema=PARTS_SCHEMA)
+        if len(rows) == _OBJECT_PARTS:
+            batches.append(pa.RecordBatch.from_pylist(rows, schema=PARTS_SCHEMA))
             rows = []
+        if len(batches) * _OBJECT_PARTS == _BATCH_PARTS:
+            yield pa.concat_batches(batches)
+            batches = []
     if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=PARTS_SCHEMA)
+        batches.append(pa.RecordBatch.from_pylist(rows, schema=PARTS_SCHEMA))
+    if batches:
+        yield pa.concat_batches(batches)
 
 
 def commit_label_set(
@@ -259,13 +291,13 @@ def commit_label_set(
     """
     folder = f"label_sets/{identity}"
     totals = _Totals()
-    sums = np.zeros(request.target.num_classes)
+    sums = np.zeros(request.target.num_classes) if isinstance(request.target, SoftLabelsSpec) else None
 
     def summed() -> Iterator[tuple[UsedPart, PartRecord]]:
         for used, record in parts:
-            if record.statistics.num_rows:
+            if sums is not None and record.class_means is not None and record.statistics.num_value_rows:
                 data = cache.read_extent(cache.tar_name(record), record.class_means)
-                np.add(sums, record.statistics.num_rows * decode_class_means(data, origin=record.tar_name), out=sums)
+                np.add(sums, record.statistics.num_value_rows * decode_class_means(data, origin=record.tar_name), out=sums)
             yield used, record
 
     buffer = io.BytesIO()
@@ -275,7 +307,7 @@ def commit_label_set(
         for batch in _write_parts(summed(), totals):
             writer.write_batch(batch)
     table = buffer.getvalue()
-    means = encode_class_means(sums / max(totals.statistics.num_rows, 1))
+    means = None if sums is None else encode_class_means(sums / max(totals.statistics.num_value_rows, 1))
     manifest = Manifest(
         id=identity,
         name=name,
@@ -289,8 +321,8 @@ def commit_label_set(
         parts_bytes=totals.parts_bytes,
         parts_file=f"parts-{digest(table)[:16]}.parquet",
         parts_sha256=digest(table),
-        class_means_file=f"class_means-{digest(means)[:16]}.block",
-        class_means_sha256=digest(means),
+        class_means_file=None if means is None else f"class_means-{digest(means)[:16]}.block",
+        class_means_sha256=None if means is None else digest(means),
         classes=classes,
         source=source,
         statistics=totals.statistics,
@@ -298,7 +330,8 @@ def commit_label_set(
         provenance=tuple(dict(items) for items in sorted(totals.provenance)),
     )
     cache.store.write(f"{folder}/{manifest.parts_file}", table)
-    cache.store.write(f"{folder}/{manifest.class_means_file}", means)
+    if means is not None:
+        cache.store.write(f"{folder}/{manifest.class_means_file}", means)
     sealed = seal(canonical_json(manifest.model_dump(mode="json")))
     if not cache.store.create(f"{folder}/manifest.json", sealed) and not _stands(cache, manifest):
         cache.store.write(f"{folder}/manifest.json", sealed)

@@ -1,22 +1,51 @@
-"""Rows of a wider target as a narrower one asks for them: fewer classes of those that are stored."""
+"""Rows of a wider target as a narrower one asks for them: fewer classes, layers or vectors of those that are stored."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from storage.codecs.values import TargetValues
+from storage.features import FeatureRows
 from storage.soft_labels import SoftLabels
-from storage.specs import CompactCodec, SoftLabelsSpec
+from storage.specs import CompactCodec, ExactCodec, SoftLabelsSpec, TargetSpec
 
 
-def why_not_narrower(stored: SoftLabelsSpec, *, asked: SoftLabelsSpec) -> str | None:
+def why_not_narrower(stored: TargetSpec, *, asked: TargetSpec) -> str | None:
     """Return why rows of `stored` cannot serve `asked`; None where they can.
 
-    They can where they hold every class that would have been kept, at least as exactly: the exact codec serves both codecs, the
-    compact one itself at no more levels.
+    Soft labels can where they hold every class that would have been kept, at least as exactly: the exact codec serves both codecs
+    of ranked classes, the compact one itself at no more levels. Drawn classes serve only themselves. Vectors can where they are
+    of all layers asked for, and equal in all else.
     """
-    for name in ("num_classes", "generation_temperature"):
+    if isinstance(stored, SoftLabelsSpec) and isinstance(asked, SoftLabelsSpec):
+        return _why_not_fewer_classes(stored, asked=asked)
+    if stored.kind != asked.kind:
+        return f"target.kind is {stored.kind}, not {asked.kind}"
+    mine, theirs = stored.to_json(), asked.to_json()
+    for name, value in theirs.items():
+        lacking = set(value) - set(mine[name]) if name in ("layers", "vectors") else set()
+        if lacking:
+            return f"target.{name} lacks {', '.join(map(str, sorted(lacking)))}"
+        # Hidden states are what they are, with their head or without.
+        needed = name not in ("layers", "vectors") and not (name == "head_sha256" and value is None)
+        if needed and value != mine[name]:
+            return f"target.{name} is {mine[name]!r}, not {value!r}"
+    if theirs.get("head_sha256") is not None and mine["layers"][-1] != theirs["layers"][-1]:
+        return f"its head reads layer {mine['layers'][-1]}, not {theirs['layers'][-1]}"
+    return None
+
+
+def _why_not_fewer_classes(stored: SoftLabelsSpec, *, asked: SoftLabelsSpec) -> str | None:
+    for name in ("num_classes", "generation_temperature", "positions"):
         if getattr(stored, name) != getattr(asked, name):
             return f"target.{name} is {getattr(stored, name)!r}, not {getattr(asked, name)!r}"
+    if not isinstance(stored.codec, ExactCodec | CompactCodec) or not isinstance(asked.codec, ExactCodec | CompactCodec):
+        differs = stored.codec != asked.codec
+        return (
+            f"target.codec is {stored.codec.to_json()}, which serves {asked.codec.kind} only if it is the same"
+            if differs
+            else None
+        )
     if isinstance(stored.codec, CompactCodec):
         if not isinstance(asked.codec, CompactCodec):
             return "its compact codec has rounded the probabilities that the exact one keeps"
@@ -32,6 +61,26 @@ def why_not_narrower(stored: SoftLabelsSpec, *, asked: SoftLabelsSpec) -> str | 
     if stored.k < asked.k:
         return f"target.k is {stored.k}, less than {asked.k}"
     return None
+
+
+def breadth(target: TargetSpec) -> int:
+    """Return how many numbers a row may hold."""
+    return target.max_entries if isinstance(target, SoftLabelsSpec) else sum(target.tensors.values())
+
+
+def narrow_values(values: TargetValues, *, stored: TargetSpec, asked: TargetSpec) -> TargetValues:
+    """Return rows of any target as a narrower one has them; not copied, where that is what they are.
+
+    Args:
+        stored: what the rows hold; `why_not_narrower` finds nothing against it.
+    """
+    if stored == asked:
+        return values
+    if isinstance(asked, SoftLabelsSpec):
+        assert isinstance(values, SoftLabels)
+        return narrow(values, asked=asked)
+    assert isinstance(values, FeatureRows)
+    return FeatureRows(tensors={name: values.tensors[name] for name in asked.tensors})
 
 
 def narrow(rows: SoftLabels, *, asked: SoftLabelsSpec) -> SoftLabels:

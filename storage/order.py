@@ -18,7 +18,7 @@ _CANONICAL_WINDOW_BLOCKS = 16
 """Blocks that are listed at a time where nothing is shuffled; no part of the order."""
 
 
-def _permutation(count: int, *, seed: int, epoch: int, stream: int) -> IntArray:
+def permutation(count: int, *, seed: int, epoch: int, stream: int) -> IntArray:
     """Return a permutation of range(count) by sorting Philox words; raw words are stable across numpy versions."""
     key = xxhash.xxh3_128_intdigest(b"decant order" + seed.to_bytes(8, "little"))
     words = np.random.Philox(key=key, counter=[0, 0, stream, epoch]).random_raw(count)
@@ -48,7 +48,7 @@ class EpochOrder:
     def __post_init__(self) -> None:
         count = len(self.block_rows)
         shuffled = self.window_blocks > 0
-        blocks = _permutation(count, seed=self.seed, epoch=self.epoch, stream=0) if shuffled else np.arange(count, dtype=np.int64)
+        blocks = permutation(count, seed=self.seed, epoch=self.epoch, stream=0) if shuffled else np.arange(count, dtype=np.int64)
         rows_before = np.concatenate([[0], np.cumsum(self.block_rows[blocks])]).astype(np.int64)
         step = self._step
         starts = rows_before[np.append(np.arange(0, count, step), count)]
@@ -68,6 +68,10 @@ class EpochOrder:
         """Return the index of the window that holds a row of the epoch."""
         return int(np.searchsorted(self._window_starts, row, side="right")) - 1
 
+    def window_bounds(self, index: int) -> tuple[int, int]:
+        """Return the first row of a window, and the first one behind it."""
+        return int(self._window_starts[index]), int(self._window_starts[index + 1])
+
     def window(self, index: int) -> tuple[IntArray, IntArray]:
         """Return (block ids, rows inside their block), int64 [rows of the window], in epoch order.
 
@@ -86,7 +90,7 @@ class EpochOrder:
         rows = np.arange(len(block_ids), dtype=np.int64) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         if self.window_blocks == 0:
             return block_ids, rows
-        order = _permutation(len(block_ids), seed=self.seed, epoch=self.epoch, stream=index + 1)
+        order = permutation(len(block_ids), seed=self.seed, epoch=self.epoch, stream=index + 1)
         return block_ids[order], rows[order]
 
     def slice(self, start: int, stop: int) -> tuple[IntArray, IntArray]:
@@ -100,8 +104,8 @@ class EpochOrder:
         block_parts, row_parts = [], []
         while start < stop:
             index = self.window_of(start)
-            first = int(self._window_starts[index])
-            end = min(stop, int(self._window_starts[index + 1]))
+            first, last = self.window_bounds(index)
+            end = min(stop, last)
             block_ids, rows = self.window(index)
             block_parts.append(block_ids[start - first : end - first])
             row_parts.append(rows[start - first : end - first])

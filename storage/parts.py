@@ -6,6 +6,7 @@ block. A tar without a record is nobody's; `docs/format.md` has the bytes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -15,15 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from storage import tar
 from storage.blocks import decode_block, encode_block
+from storage.codecs import UnstoredLabels
 from storage.codecs.columns import pack, unpack
-from storage.codecs.ranked import RankedLabels
 from storage.errors import CorruptError, FormatError
 from storage.hashing import canonical_json, checksum, digest, key_hash, seal, unseal
 from storage.label_blocks import encode_label_block
+from storage.remedies import EITHER_AGAIN, LABEL_AGAIN
 from storage.samples import SampleTable, encode_samples
-from storage.specs import PartSpec, SoftLabelsSpec
-
-_REMEDY = "Remove this tar and run decant label again: only its part is computed anew"
+from storage.specs import PartSpec, SoftLabelsSpec, TargetSpec
 
 
 class Info(BaseModel):
@@ -97,6 +97,27 @@ class PartStatistics(Info):
     num_labelled_rows: int = 0
     num_agreeing_rows: int = 0
     """Rows whose most probable class is the hard label."""
+    num_positions: int = 0
+    """Tokens that have values of their own, where a row of the label set is a text."""
+    squared_error_sum: float = 0.0
+    """Of vectors as stored, against vectors as the teacher gave them."""
+    squared_sum: float = 0.0
+    """Of vectors as the teacher gave them."""
+
+    @model_serializer(mode="wrap")
+    def _without_zeros(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        late = ("num_positions", "squared_error_sum", "squared_sum")
+        return {name: value for name, value in serialize(self).items() if name not in late or value}
+
+    @property
+    def num_value_rows(self) -> int:
+        """Rows of values that sums are over: tokens that have values, or rows of the label set where it has one a row."""
+        return self.num_positions or self.num_rows
+
+    @property
+    def relative_error(self) -> float:
+        """Root of the mean squared error of stored vectors, over that of the vectors."""
+        return math.sqrt(self.squared_error_sum / self.squared_sum) if self.squared_sum else 0.0
 
     def plus(self, other: PartStatistics) -> PartStatistics:
         """Return the statistics of both together."""
@@ -115,7 +136,8 @@ class PartRecord(Info):
     tar_bytes: int
     tar_sha256: str
     samples: Extent
-    class_means: Extent
+    class_means: Extent | None
+    """None: the target is no soft labels."""
     blocks: tuple[BlockExtent, ...]
     dead_letters: tuple[DeadLetter, ...]
     statistics: PartStatistics
@@ -141,7 +163,7 @@ class PartRecord(Info):
         """
         body = unseal(data)
         if body is None:
-            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs); remove it and run decant label again")
+            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs); remove it and {EITHER_AGAIN}")
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
@@ -153,7 +175,7 @@ class PartWriter:
     """Collects the blocks of a part and gives its bytes; the same rows always give the same bytes."""
 
     part: PartSpec
-    target: SoftLabelsSpec
+    target: TargetSpec
     samples: SampleTable
     _pieces: list[bytes] = field(default_factory=list, repr=False)
     _num_bytes: int = 0
@@ -172,14 +194,15 @@ class PartWriter:
 
     def add_rows(
         self,
-        rows: RankedLabels,
+        rows: UnstoredLabels,
         *,
         view: int,
         first_sample: int,
         present: npt.NDArray[np.bool_],
         view_digests: npt.NDArray[np.uint64],
     ) -> bytes:
-        """Append a block of rows of one view and return its bytes, for measuring. Arguments as in `encode_label_block`."""
+        """Append a block of soft labels, a row a view, and return its bytes, for measuring. See `encode_label_block`."""
+        assert isinstance(self.target, SoftLabelsSpec)
         keys = self.samples.keys[first_sample : first_sample + len(present)]
         data = encode_label_block(
             rows,
@@ -195,7 +218,7 @@ class PartWriter:
 
     def add_block(self, data: bytes, *, view: int, first_sample: int, num_samples: int, num_rows: int) -> None:
         """Append a block of rows that is encoded already."""
-        extent = self._add(f"v{view:05d}-{first_sample:08d}.soft_labels", data)
+        extent = self._add(f"v{view:05d}-{first_sample:08d}.{self.target.kind}", data)
         self._blocks.append(
             BlockExtent(**extent.model_dump(), view=view, first_sample=first_sample, num_samples=num_samples, num_rows=num_rows)
         )
@@ -204,7 +227,7 @@ class PartWriter:
         self,
         *,
         unit_name: str,
-        class_means: npt.NDArray[np.float64],
+        class_means: npt.NDArray[np.float64] | None,
         dead_letters: tuple[DeadLetter, ...],
         statistics: PartStatistics,
         provenance: dict[str, str],
@@ -213,10 +236,10 @@ class PartWriter:
         """Return the bytes of the tar and its record.
 
         Args:
-            class_means: [classes], mean probability of every class over the rows.
+            class_means: [classes], mean probability of every class over the rows; None where the target is no soft labels.
         """
         assert self._samples is not None
-        means = self._add("means.class_means", encode_class_means(class_means))
+        means = None if class_means is None else self._add("means.class_means", encode_class_means(class_means))
         data = b"".join([*self._pieces, tar.END_OF_ARCHIVE])
         tar_sha256 = digest(data)
         record = PartRecord(
@@ -271,17 +294,21 @@ def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
     return np.exp(logs)
 
 
-def check_extent(data: bytes, extent: Extent, *, origin: str) -> None:
+def check_extent(data: bytes, extent: Extent, *, origin: str, again: str = LABEL_AGAIN) -> None:
     """Refuse bytes that are not those a record committed.
+
+    Args:
+        again: what makes the part anew once its tar is removed.
 
     Raises:
         CorruptError: too few bytes, or another checksum.
     """
+    remedy = f"Remove this tar and {again}: only its part is computed anew"
     if len(data) != extent.num_bytes:
         raise CorruptError(
-            f"{origin}: {len(data)} of {extent.num_bytes} bytes at {extent.offset}; the part is truncated. {_REMEDY}"
+            f"{origin}: {len(data)} of {extent.num_bytes} bytes at {extent.offset}; the part is truncated. {remedy}"
         )
     found = f"{checksum(data):016x}"
     if found != extent.checksum:
         problem = f"block at {extent.offset} has checksum {found}, committed was {extent.checksum}"
-        raise CorruptError(f"{origin}: {problem}. {_REMEDY}")
+        raise CorruptError(f"{origin}: {problem}. {remedy}")

@@ -6,7 +6,8 @@ from typing import Any
 
 from storage.config import ExperimentConfig
 from storage.config.labels import EvaluationViewsConfig, RandomViewsConfig
-from storage.errors import MismatchError
+from storage.config.targets import SoftLabelsConfig
+from storage.errors import ConfigError, MismatchError
 from storage.label_set import LabelSet
 from storage.narrowing import why_not_narrower
 from storage.specs import ImportedView, SoftLabelsSpec
@@ -22,6 +23,7 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
 
     Raises:
         MismatchError: it does not hold what the config's views and target say; every field that differs, with both values.
+        ConfigError: the config's targets are not what students of pictures learn from.
     """
     request = label_set.manifest.request
     differing: list[str] = []
@@ -29,14 +31,15 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
         differing += _imported_views(request.view, config=config)
     elif sections is None or "views" in sections:
         differing += _differing_views(label_set, config=config)
-    target = request.target
-    if sections is None or "target" in sections:
-        asked = {name: getattr(config.target, name) for name in ("k", "codec", "generation_temperature")}
+    target = request.soft_labels
+    if sections is None or sections & {"target", "targets"}:
+        labels = config.named_targets[soft_labels_name(config)]
+        asked = {name: getattr(labels, name) for name in ("k", "codec", "generation_temperature")}
         if asked["k"] is not None and asked["k"] > target.num_classes:
             differing.append(f"target.k: the config asks for {asked['k']}, the label set holds {target.num_classes} classes")
         else:
             target = SoftLabelsSpec(num_classes=target.num_classes, **asked)
-            reason = why_not_narrower(request.target, asked=target)
+            reason = why_not_narrower(request.soft_labels, asked=target)
             if reason is not None:
                 differing.append(f"target: the label set cannot serve the config's: {reason}")
     if differing:
@@ -46,6 +49,22 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
             + "\nRun decant label with this config, or name another label set in training.targets.label_set"
         )
     return target
+
+
+def soft_labels_name(config: ExperimentConfig) -> str:
+    """Return the name of the target that students of pictures learn from.
+
+    Raises:
+        ConfigError: no target, or more than one, is soft labels.
+    """
+    found = [name for name, target in config.named_targets.items() if isinstance(target, SoftLabelsConfig)]
+    if len(found) != 1:
+        kinds = ", ".join(f"{name} ({target.kind})" for name, target in config.named_targets.items())
+        raise ConfigError(
+            f"a student of pictures learns from one target of soft labels, and the targets are {kinds}; give one, or name its "
+            "label set in training.targets.label_set and leave target out"
+        )
+    return found[0]
 
 
 def _imported_views(view: ImportedView, *, config: ExperimentConfig) -> list[str]:

@@ -12,10 +12,13 @@ import pyarrow.compute as pc
 from storage.cache import Cache
 from storage.errors import CacheError, CorruptError
 from storage.hashing import key_hash
-from storage.label_blocks import decode_label_block
+from storage.label_blocks import LabelBlock, decode_label_block
 from storage.label_set import LabelSet
 from storage.parts import BlockExtent, Extent, PartRecord
 from storage.samples import decode_samples
+from storage.soft_labels import SoftLabels
+from storage.specs import HiddenStatesSpec, MaskedTokensView, RequestSpec, SoftLabelsSpec, TokensView
+from storage.target_blocks import TargetBlock, decode_target_block
 
 _CHUNK_BYTES = 1 << 22
 
@@ -39,14 +42,17 @@ def verify(label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[i
     """Check a label set against its manifest, which was checked when it was opened.
 
     Quick: sizes only. Otherwise every part is read once: its sha256, every block's checksum and structure, every distribution,
-    row counts, and key hashes against the part's own sample table; and the request and the part records, which say what need not
-    be computed again.
+    row counts, and key hashes against the part's own sample table; the request and the part records, which say what need not be
+    computed again; and the teacher's head, where there is one.
     """
     cache, table = label_set.cache, label_set.parts
-    problems = _problems(label_set.class_means)
+    problems = _problems(label_set.class_means) if label_set.manifest.class_means_file is not None else []
     if not quick:
         for request in sorted({label_set.manifest.request.fingerprint(), *pc.unique(table.column("request")).to_pylist()}):
             problems += _problems(partial(cache.request, request))
+        target = label_set.manifest.request.target
+        if isinstance(target, HiddenStatesSpec) and target.head_sha256 is not None:
+            problems += _problems(partial(cache.head, target.head_sha256))
     num_blocks = num_rows = num_bytes = 0
     for index in range(table.num_rows):
         part = {name: table.column(name)[index].as_py() for name in table.column_names}
@@ -60,7 +66,15 @@ def verify(label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[i
         else:
             samples = Extent(**part["samples"])
             problems += _problems(
-                partial(_verify_part, cache, **size, tar_sha256=part["tar_sha256"], samples=samples, blocks=blocks)
+                partial(
+                    _verify_part,
+                    cache,
+                    **size,
+                    tar_sha256=part["tar_sha256"],
+                    samples=samples,
+                    blocks=blocks,
+                    request=label_set.manifest.request,
+                )
             )
         num_blocks += len(blocks)
         num_rows += sum(block.num_rows for block in blocks)
@@ -127,17 +141,36 @@ def _verify_size(cache: Cache, *, path: str, num_bytes: int) -> None:
         raise CorruptError(f"{cache.store.url}/{path}: {size} bytes, committed were {num_bytes}")
 
 
-def _verify_part(cache: Cache, *, path: str, num_bytes: int, tar_sha256: str, samples: Extent, blocks: list[BlockExtent]) -> None:
+def _verify_part(
+    cache: Cache,
+    *,
+    path: str,
+    num_bytes: int,
+    tar_sha256: str,
+    samples: Extent,
+    blocks: list[BlockExtent],
+    request: RequestSpec,
+) -> None:
     origin = f"{cache.store.url}/{path}"
     check_tar_bytes(cache, path=path, num_bytes=num_bytes, tar_sha256=tar_sha256)
     keys = decode_samples(cache.read_extent(path, samples), origin=origin).keys
     for extent in blocks:
-        block = decode_label_block(cache.read_extent(path, extent), origin=origin)
+        block = _decode_rows(cache.read_extent(path, extent), request=request, origin=origin)
         if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
             raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
-        found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
+        found = (block.view, block.first_sample, block.num_samples, len(block.positions))
         if found != (extent.view, extent.first_sample, extent.num_samples, extent.num_rows):
             raise CorruptError(f"{origin}: the block at {extent.offset} is (view, first sample, samples, rows) {found}")
-        sums = block.soft_labels.probs.sum(axis=1, dtype="f8") + block.soft_labels.rest
+        values = block.soft_labels if isinstance(block, LabelBlock) else block.values
+        if not isinstance(values, SoftLabels):
+            continue
+        sums = values.probs.sum(axis=1, dtype="f8") + values.rest
         if len(sums) and abs(sums - 1).max() > 1e-4:
             raise CorruptError(f"{origin}: a row of the block at {extent.offset} sums to {sums[abs(sums - 1).argmax()]}")
+
+
+def _decode_rows(data: bytes, *, request: RequestSpec, origin: str) -> LabelBlock | TargetBlock:
+    of_text = isinstance(request.view, TokensView | MaskedTokensView)
+    if isinstance(request.target, SoftLabelsSpec) and not of_text:
+        return decode_label_block(data, origin=origin)
+    return decode_target_block(data, origin=origin)

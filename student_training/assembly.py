@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from timm.utils.model_ema import ModelEmaV3
 
-from storage.sources import open_source
-from storage.streams.source_stream import SourceStream
-from student_training.batch import Batch, Normalizer
-from student_training.data import Share, StepDataset, load_batches
-from student_training.evaluation import Evaluator
+from student_training.data import BatchDataset, Share, load_batches
 from student_training.identity import describe_run
-from student_training.job import TrainingJob
+from student_training.job import Job, TrainingJob
 from student_training.loop import TrainingLoop
-from student_training.objective import build_objective
 from student_training.optimization import create_optimizer, create_scheduler
+from student_training.pictures import build_picture_task
 from student_training.plan import plan_training
-from student_training.rendering import Renderer, num_decode_threads
+from student_training.rendering import num_decode_threads
 from student_training.rng import seed_generators
 from student_training.runtime import count_local_processes
-from student_training.students import (
-    Preprocessing,
-    check_student,
-    create_student,
-    resolve_num_classes,
-    resolve_preprocessing,
-)
+from student_training.task import Task
+from student_training.text.job import TextJob
+from student_training.text.task import build_text_task
 
 
-def build_loop(job: TrainingJob, *, accelerator: Accelerator) -> TrainingLoop:
+def build_loop(job: Job, *, accelerator: Accelerator) -> TrainingLoop:
     """Return the loop before its first update, everything checked that can be.
 
     Seeds the global generators: all processes alike for the initial weights, each by itself for dropout.
@@ -43,13 +38,14 @@ def build_loop(job: TrainingJob, *, accelerator: Accelerator) -> TrainingLoop:
     training = job.training
     if training.torch_threads is not None:
         torch.set_num_threads(training.torch_threads)
-    num_classes = resolve_num_classes(training.student, num_classes=job.num_classes, must_match=training.targets.kind != "hard")
     seed_generators(training.seed)
-    model = create_student(training.student, num_classes=num_classes)
-    preprocessing = resolve_preprocessing(training.preprocessing, model=model, view=job.view)
-    check_student(model, name=training.student.name, size=preprocessing.size, num_classes=num_classes)
-    plan = plan_training(job.stream, epochs=training.epochs, batch_size=training.batch_size, world_size=accelerator.num_processes)
-    evaluator = build_evaluator(job, preprocessing=preprocessing, num_classes=num_classes)
+    # What is made once of a source of texts, the other processes find.
+    with accelerator.main_process_first() if isinstance(job, TextJob) else nullcontext():
+        task = _build_task(job, accelerator=accelerator)
+        plan = plan_training(
+            job.stream, epochs=training.epochs, batch_size=training.batch_size, world_size=accelerator.num_processes
+        )
+    model = task.module
     model.to(accelerator.device)
     optimizer = create_optimizer(model, config=training.optimizer)
     scheduler = create_scheduler(
@@ -57,67 +53,40 @@ def build_loop(job: TrainingJob, *, accelerator: Accelerator) -> TrainingLoop:
     )
     # Copied before accelerate wraps the network; the warm-up of the decay keeps short runs from averaging in their start.
     ema = None if training.ema_decay is None else ModelEmaV3(model, decay=training.ema_decay, use_warmup=True)
-    objective = build_objective(
-        training.loss,
-        kind=training.targets.kind,
-        smoothing=training.targets.smoothing if training.targets.kind == "hard" else 0.0,
-        generation_temperature=job.generation_temperature,
-        mean_class_probs=job.mean_class_probs,
-    )
+    if not task.trains_all:
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     seed_generators(training.seed + accelerator.process_index)
     return TrainingLoop(
         config=training,
         accelerator=accelerator,
+        task=task,
         model=prepared_model,
         optimizer=prepared_optimizer,
         scheduler=scheduler,
         ema=ema,
-        objective=objective.to(accelerator.device),
-        preprocessing=preprocessing,
-        num_classes=num_classes,
-        normalize=Normalizer(preprocessing.normalization, device=accelerator.device),
         plan=plan,
-        evaluator=evaluator,
-        teacher=job.teacher,
         identity=describe_run(job),
     )
 
 
-def build_evaluator(job: TrainingJob, *, preprocessing: Preprocessing, num_classes: int) -> Evaluator | None:
-    """Return the evaluation of a training, its source checked; None if there is none.
-
-    Raises:
-        ConfigError: the source's labels do not fit.
-        SourceError: it cannot be listed or read.
-    """
-    evaluation = job.training.evaluation
-    if evaluation is None:
-        return None
-    evaluator = Evaluator(
-        stream=SourceStream(open_source(evaluation.source)),
-        preprocessing=preprocessing,
-        num_classes=num_classes,
-        batch_size=evaluation.batch_size or job.training.batch_size,
-        max_pixels=job.config.generation.max_image_pixels,
-        loader_workers=job.training.loader_workers,
-    )
-    evaluator.check()
-    return evaluator
+def _build_task(job: Job, *, accelerator: Accelerator) -> Task[Any]:
+    match job:
+        case TrainingJob():
+            return build_picture_task(job, accelerator=accelerator)
+        case TextJob():
+            return build_text_task(job, accelerator=accelerator)
+        case _:
+            raise TypeError(f"no task for a {type(job).__name__}")
 
 
-def open_batches(job: TrainingJob, *, loop: TrainingLoop) -> Generator[Batch, None, None]:
+def open_batches(job: Job, *, loop: TrainingLoop) -> Generator[Any, None, None]:
     """Return this process's batches from the loop's step on."""
     training, accelerator = job.training, loop.accelerator
-    dataset = StepDataset(
+    dataset: BatchDataset[Any, Any] = BatchDataset(
         job.stream,
         plan=loop.plan,
-        renderer=Renderer(
-            view=job.view,
-            size=loop.preprocessing.size,
-            max_pixels=job.config.generation.max_image_pixels,
-            keep_teacher_views=job.teacher is not None,
-        ),
+        collate=loop.task.collate,
         seed=training.seed,
         window_blocks=training.shuffle_window_blocks,
         start=loop.step,
@@ -125,8 +94,6 @@ def open_batches(job: TrainingJob, *, loop: TrainingLoop) -> Generator[Batch, No
         num_threads=num_decode_threads(
             loader_workers=training.loader_workers, local_processes=count_local_processes(accelerator)
         ),
-        num_classes=loop.num_classes,
-        kind=training.targets.kind,
-        uses_labels=job.uses_labels,
+        lengths=job.stream.lengths if isinstance(job, TextJob) and training.group_by_length else None,
     )
     return load_batches(dataset, workers=training.loader_workers, pin_memory=accelerator.device.type == "cuda")

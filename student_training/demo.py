@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from storage.errors import DecantError
-
-Command = Callable[[Sequence[str]], Mapping[str, Any]]
-"""Runs a decant command given as words and returns its figures."""
+from student_training.demo_support import Command, fresh_folder, spread, write_experiments
 
 _TEST_EVERY = 4
 _LABELLED_FRACTION = 0.05
@@ -110,17 +104,11 @@ def write_configs(folder: Path, *, num_train: int) -> dict[str, Path]:
             "training": {**hard, "targets": {"kind": "hard"}, "sample_fraction": _LABELLED_FRACTION},
         },
     }
-    files = {}
-    for name, experiment in experiments.items():
-        files[name] = folder / "configs" / f"{name}.yaml"
-        files[name].parent.mkdir(parents=True, exist_ok=True)
-        files[name].write_text(yaml.safe_dump(experiment, sort_keys=False))
-    return files
+    return write_experiments(folder, experiments)
 
 
-def _spread(values: Sequence[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):6.2f} +- {100 * deviation:.2f} %"
+def _share(values: list[float]) -> str:
+    return spread([100 * value for value in values], unit=" %")
 
 
 def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -135,12 +123,7 @@ def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[st
     Raises:
         DecantError: the folder holds something else, or a command failed.
     """
-    if num_seeds < 1:
-        raise DecantError(f"--seeds {num_seeds}: give at least 1")
-    root = Path(folder)
-    if root.exists() and any(root.iterdir()) and not (root / "configs/distilled.yaml").exists():
-        raise DecantError(f"{root} holds something that is not a demo; give another --folder")
-    shutil.rmtree(root, ignore_errors=True)
+    root = fresh_folder(folder, num_seeds=num_seeds)
     num_train, num_test = write_pictures(root / "pictures")
     files = write_configs(root, num_train=num_train)
     say(f"1/4 {num_train:,} handwritten digits to learn from, {num_test:,} to test on, in {root / 'pictures'}")
@@ -163,9 +146,9 @@ def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[st
     share = f"{100 * _LABELLED_FRACTION:.0f} % of the hard labels"
     say("")
     say(f"{'':<44}{'right on test pictures':>24}")
-    say(f"{'teacher, all hard labels':<44}{_spread([teacher['top1']]):>24}")
-    say(f"{f'student, {share}':<44}{_spread(students['hard']):>24}")
-    say(f"{'student, cached soft labels of all pictures':<44}{_spread(students['distilled']):>24}")
+    say(f"{'teacher, all hard labels':<44}{_share([teacher['top1']]):>24}")
+    say(f"{f'student, {share}':<44}{_share(students['hard']):>24}")
+    say(f"{'student, cached soft labels of all pictures':<44}{_share(students['distilled']):>24}")
     say("")
     say(f"mean and deviation over {num_seeds} seeds; equal architecture, equal number of updates")
     say(f"rows labelled: {labels['num_rows']:,}; bytes a row: {labels['bytes_per_row']:.1f}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,17 +14,21 @@ import timm
 
 from storage.cache import Cache
 from storage.config import ExperimentConfig, TrainingConfig
-from storage.config.labels import EvaluationViewsConfig
+from storage.config.labels import EvaluationViewsConfig, RandomViewsConfig
+from storage.config.students import StudentConfig
 from storage.errors import ConfigError
 from storage.label_set import LabelSet
-from storage.serving import served_target
+from storage.serving import served_target, soft_labels_name
 from storage.sources import open_source
 from storage.specs import EvaluationView, ImportedView, RandomResizedCropView, Size, ViewSpec
-from storage.streams.base import RowStream
+from storage.streams.base import RowStream, StreamRows
 from storage.streams.label_stream import LabelStream
+from storage.upkeep.reading import hold_label_set
+from student_training.export import TrainingResult
 from student_training.job import LiveTeacher
 from student_training.streams import build_source_stream
-from student_training.trainer import train
+from student_training.text.experiment import make_text_job
+from student_training.trainer import run_job, train
 
 _OTHER_VIEWS = "imported labels: the student sees one fixed view of each picture, not the views that the teacher saw"
 
@@ -40,12 +46,13 @@ class LiveSide:
 class _Rows:
     """What is trained on."""
 
-    stream: RowStream
+    stream: RowStream[StreamRows]
     view: ViewSpec
     num_classes: int
     generation_temperature: float = 1.0
     mean_class_probs: npt.NDArray[np.float64] | None = None
     note: str | None = None
+    label_set: LabelSet | None = None
 
 
 def run_experiment(
@@ -64,6 +71,11 @@ def run_experiment(
     if config.training is None:
         raise ConfigError("training: is needed to train")
     training = config.training
+    if not isinstance(training.student, StudentConfig):
+        job = make_text_job(config)
+        with _held(job.label_sets):
+            return _finish(config, run_job(job, resume=resume), say=say)
+    _require_pictures(config, training)
     match training.targets.kind:
         case "cached":
             rows = _cached_rows(config, training)
@@ -75,23 +87,55 @@ def run_experiment(
             rows = _Rows(stream=build_source_stream(config), view=live.view, num_classes=live.num_classes)
     if rows.note is not None:
         say(f"{config.name}: {rows.note}")
-    result = train(
-        config,
-        stream=rows.stream,
-        view=rows.view,
-        num_classes=rows.num_classes,
-        generation_temperature=rows.generation_temperature,
-        mean_class_probs=rows.mean_class_probs,
-        teacher=None if live is None else live.teacher,
-        resume=resume,
-    )
+    with _held([] if rows.label_set is None else [rows.label_set]):
+        result = train(
+            config,
+            stream=rows.stream,
+            view=rows.view,
+            num_classes=rows.num_classes,
+            generation_temperature=rows.generation_temperature,
+            mean_class_probs=rows.mean_class_probs,
+            teacher=None if live is None else live.teacher,
+            resume=resume,
+        )
+    return _finish(config, result, say=say)
+
+
+def _require_pictures(config: ExperimentConfig, training: TrainingConfig) -> None:
+    evaluation = None if training.evaluation is None else training.evaluation.source
+    sources = {"source": config.source, "training.source": training.source, "training.evaluation.source": evaluation}
+    for key, source in sources.items():
+        if source is not None and source.of_text:
+            raise ConfigError(
+                f"{key}.kind: {source.kind} is of texts, and training.student is a network of pictures; give a source of "
+                "pictures, or training.student.kind: transformers, bilstm or text_cnn"
+            )
+
+
+@contextmanager
+def _held(label_sets: Sequence[LabelSet]) -> Iterator[None]:
+    """Keep gc off label sets; one process speaks for all of a job."""
+    with ExitStack() as stack:
+        for label_set in label_sets if os.environ.get("RANK", "0") == "0" else ():
+            stack.enter_context(hold_label_set(label_set))
+        yield
+
+
+def _finish(config: ExperimentConfig, result: TrainingResult, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Say what a training came to and return its figures."""
     if result.already_finished:
-        say(f"{config.name}: nothing to do, {training.output} holds this run, finished")
+        say(f"{config.name}: nothing to do, {result.output} holds this run, finished")
     else:
         again = f" (went on from step {result.resumed_from_step:,})" if result.resumed_from_step else ""
-        say(f"{config.name}: {result.steps:,} steps in {result.seconds:.1f} s{again}, {result.images_per_second:,.0f} images/s")
-    if result.top1 is not None:
-        say(f"  accuracy         {result.top1:.4f} top-1 on {result.num_evaluated:,} pictures")
+        of_text = result.sequences_per_second is not None
+        speed = f"{result.sequences_per_second:,.0f} sequences/s" if of_text else f"{result.images_per_second:,.0f} images/s"
+        say(f"{config.name}: {result.steps:,} steps in {result.seconds:.1f} s{again}, {speed}")
+    if result.perplexity is not None:
+        right = f"{result.top1:.4f} of tokens right"
+        say(f"  perplexity       {result.perplexity:,.2f} on {result.num_evaluated:,} sequences, {right}")
+    elif result.top1 is not None:
+        samples = "pictures" if result.sequences_per_second is None else "texts"
+        say(f"  accuracy         {result.top1:.4f} top-1 on {result.num_evaluated:,} {samples}")
     say(f"  teacher passes   {result.teacher_passes:,}")
     say(f"  student          {result.student}")
     return asdict(result)
@@ -101,7 +145,7 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
     assert config.cache is not None
     cache = Cache.at(config.cache)
     name = getattr(training.targets, "label_set", None)
-    label_set = LabelSet.open(cache, name_or_id=name or config.name)
+    label_set = LabelSet.open(cache, name_or_id=name or config.label_set_names[soft_labels_name(config)])
     target = served_target(label_set, config=config, sections=config.model_fields_set if name else None)
     source = training.source or config.source
     if source is None:
@@ -115,10 +159,11 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
     return _Rows(
         stream=LabelStream(label_set, source=open_source(source), target=target, held_blocks=training.shuffle_window_blocks + 1),
         view=_view(config, training) if imported else request.rendered_view(),
-        num_classes=request.target.num_classes,
-        generation_temperature=request.target.generation_temperature,
+        num_classes=request.soft_labels.num_classes,
+        generation_temperature=request.soft_labels.generation_temperature,
         mean_class_probs=label_set.class_means() if training.loss.rest == "mean" else None,
         note=_OTHER_VIEWS if imported else None,
+        label_set=label_set,
     )
 
 
@@ -126,7 +171,7 @@ def _hard_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
     source = training.source or config.source
     assert source is not None
     classes = open_source(source).classes
-    num_classes = training.student.num_classes or (len(classes) if classes else None)
+    num_classes = training.picture_student.num_classes or (len(classes) if classes else None)
     if num_classes is None:
         raise ConfigError("training.student.num_classes: is needed, since the source does not say how many classes there are")
     return _Rows(stream=build_source_stream(config), view=_view(config, training), num_classes=num_classes)
@@ -137,11 +182,14 @@ def _view(config: ExperimentConfig, training: TrainingConfig) -> ViewSpec:
     views, preprocessing = config.views, training.preprocessing
     size = preprocessing.size or getattr(views, "size", None) or _default_size(training)
     interpolation = preprocessing.interpolation or "bicubic"
+    if views.of_text:
+        raise ConfigError(f"views.kind: {views.kind} is of texts; a student of pictures needs evaluation or random_resized_crop")
     if isinstance(views, EvaluationViewsConfig):
         fraction = preprocessing.crop_fraction or 1.0
         return EvaluationView(
             size=size, resize_size=(int(size[0] / fraction), int(size[1] / fraction)), interpolation=interpolation
         )
+    assert isinstance(views, RandomViewsConfig)
     return RandomResizedCropView(
         size=size,
         scale=views.scale,
@@ -153,13 +201,13 @@ def _view(config: ExperimentConfig, training: TrainingConfig) -> ViewSpec:
 
 
 def _default_size(training: TrainingConfig) -> Size:
-    given = training.student.kwargs.get("img_size")
+    given = training.picture_student.kwargs.get("img_size")
     if isinstance(given, int):
         return (given, given)
-    known = timm.get_pretrained_cfg(training.student.name, allow_unregistered=True)
+    known = timm.get_pretrained_cfg(training.picture_student.name, allow_unregistered=True)
     if known is None:
         raise ConfigError(
-            f"training.preprocessing.size: is needed, since timm does not know the input size of {training.student.name}"
+            f"training.preprocessing.size: is needed, since timm does not know the input size of {training.picture_student.name}"
         )
     _, height, width = known.input_size
     return (height, width)

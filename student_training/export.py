@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import safetensors.torch
 import timm
 from torch import nn
 
-from storage.config.training import StudentConfig
+from storage.config.students import StudentConfig
 from storage.errors import CorruptError
 from student_training.checkpoint import write_json
 from student_training.students import Preprocessing
@@ -36,12 +36,14 @@ class TrainingResult:
         top1: accuracy of the exported student; None without evaluation.
         top5: likewise, among five classes.
         cross_entropy: likewise, in nats.
-        num_evaluated: pictures evaluated.
-        images_per_second: training speed over all processes, without the first updates, evaluations and checkpoints.
-        teacher_passes: views that a teacher was run on during training; 0 with cached labels.
+        num_evaluated: rows evaluated.
+        images_per_second: training speed over all processes, without first updates, evaluations and checkpoints; None of texts.
+        teacher_passes: rows that a teacher was run on during training; 0 with cached labels.
         seconds: time of all sessions of this run.
         resumed_from_step: updates that an earlier session had made; 0 from scratch.
         already_finished: whether nothing was done because the run had been finished before.
+        perplexity: exp of the cross entropy of tokens; None of classifiers and without evaluation.
+        sequences_per_second: likewise, of texts; None of pictures.
     """
 
     output: str
@@ -55,11 +57,13 @@ class TrainingResult:
     top5: float | None
     cross_entropy: float | None
     num_evaluated: int
-    images_per_second: float
+    images_per_second: float | None
     teacher_passes: int
     seconds: float
     resumed_from_step: int
     already_finished: bool
+    perplexity: float | None = None
+    sequences_per_second: float | None = None
 
 
 def export_student(
@@ -118,7 +122,8 @@ def read_result(folder: Path) -> tuple[TrainingResult, dict[str, Any], Any] | No
         return None
     try:
         record = json.loads(path.read_bytes())
-        result = TrainingResult(**{field.name: record[field.name] for field in fields(TrainingResult)})
+        names = [field.name for field in fields(TrainingResult) if field.default is MISSING or field.name in record]
+        result = TrainingResult(**{name: record[name] for name in names})
         return result, record["identity"], record["evaluation"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(

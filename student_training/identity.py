@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from storage.errors import MismatchError
-from storage.hashing import digest, fingerprint
-from student_training.job import TrainingJob
+from storage.hashing import fingerprint
+from student_training.job import Job
 
 _HOW_TO_RUN = {
     "output",
@@ -20,25 +18,24 @@ _HOW_TO_RUN = {
     "keep_checkpoints",
     "evaluation",
     "source",
+    "tokenizer",
 }
 
 
-def describe_run(job: TrainingJob) -> dict[str, Any]:
+def describe_run(job: Job) -> dict[str, Any]:
     """Return the identity of a run as JSON data. Where it runs, where files lie and how often it reports are not part of it."""
     settings = job.training.model_dump(mode="json", exclude=_HOW_TO_RUN)
     # The rows themselves say which labels they are; a label set may be renamed.
-    settings["targets"].pop("label_set", None)
-    identity: dict[str, Any] = {
-        "training": settings,
-        "view": job.view.to_json(),
-        "num_classes": job.num_classes,
-        "generation_temperature": job.generation_temperature,
-        "stream": job.stream.identity(),
-    }
-    if job.training.loss.rest == "mean" and job.mean_class_probs is not None:
-        identity["mean_class_probs"] = digest(np.ascontiguousarray(job.mean_class_probs, dtype=np.float64).tobytes())
-    if job.training.targets.kind == "live" and job.config.teacher is not None:
-        identity["teacher"] = job.config.teacher.model_dump(mode="json", exclude={"device"})
+    for name in ("label_set", "label_sets"):
+        settings["targets"].pop(name, None)
+    # Pictures had no such settings once; runs of then go on as what they are.
+    if settings["terms"] is None:
+        del settings["terms"]
+    if not settings["group_by_length"]:
+        del settings["group_by_length"]
+    if settings["student"]["kind"] == "timm":
+        del settings["student"]["kind"]
+    identity: dict[str, Any] = {"training": settings, **job.facts(), "stream": job.stream.identity()}
     return {**identity, "fingerprint": fingerprint(identity)}
 
 

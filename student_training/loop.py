@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,20 +12,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from storage.config.training import TrainingConfig
-from storage.errors import ConfigError
-from student_training.batch import Batch, Normalizer
 from student_training.checkpoint import CheckpointStore
-from student_training.evaluation import Accuracy, Evaluator
-from student_training.job import LiveTeacher
 from student_training.meters import LossGuard, LossMeter, Throughput
 from student_training.metrics import MetricsLog
-from student_training.objective import Objective, count_labelled
 from student_training.plan import StepPlan
 from student_training.rng import capture_generators, restore_generators
-from student_training.students import Preprocessing
+from student_training.task import Figures, Task
 
 
 def evaluation_settings(config: TrainingConfig) -> Any:
@@ -40,52 +35,42 @@ class TrainingLoop:
     Attributes:
         config: the training section.
         accelerator: device, precision, processes.
+        task: what is done with a batch, and how a student is evaluated and exported.
         model: as `Accelerator.prepare` gives it.
         optimizer: likewise.
         scheduler: of the optimiser's learning rates; called after every update.
         ema: moving average of the weights.
-        objective: what is minimised, on the device.
-        preprocessing: the student's input.
-        num_classes: classes of the student.
-        normalize: pixels to input.
         plan: steps of the training.
-        evaluator: None without evaluation.
-        teacher: None unless targets are live.
         identity: of the run, stored with its checkpoints.
         step: updates done.
-        teacher_passes: views the teacher ran on, over all processes.
-        accuracy: of the last evaluation.
+        teacher_passes: rows the teacher ran on, over all processes.
+        figures: of the last evaluation.
         last_losses: of the last report.
         seconds: of earlier sessions.
-        images_per_second: steady speed of an earlier session.
+        samples_per_second: steady speed of an earlier session.
     """
 
     config: TrainingConfig
     accelerator: Accelerator
+    task: Task[Any]
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     ema: ModelEmaV3 | None
-    objective: Objective
-    preprocessing: Preprocessing
-    num_classes: int
-    normalize: Normalizer
     plan: StepPlan
-    evaluator: Evaluator | None
-    teacher: LiveTeacher | None
     identity: dict[str, Any]
     step: int = 0
     teacher_passes: int = 0
-    accuracy: Accuracy | None = None
+    figures: Figures | None = None
     last_losses: dict[str, float] | None = None
     seconds: float = 0.0
-    images_per_second: float = 0.0
+    samples_per_second: float = 0.0
 
     def __post_init__(self) -> None:
         device = self.accelerator.device
         self.student: nn.Module = self.accelerator.unwrap_model(self.model)
         self.guard = LossGuard()
-        self.meter = LossMeter(self.objective.names, device=device)
+        self.meter = LossMeter(self.task.names, device=device)
         self.throughput = Throughput(device=device, skip_steps=0)
         self.started = time.perf_counter()
 
@@ -103,11 +88,16 @@ class TrainingLoop:
         return self.seconds + time.perf_counter() - self.started
 
     @property
-    def steady_images_per_second(self) -> float:
+    def steady_samples_per_second(self) -> float:
         """Speed of this session, or of the one before where this one made no update."""
-        return self.throughput.steady() or self.images_per_second
+        return self.throughput.steady() or self.samples_per_second
 
-    def run(self, batches: Iterator[Batch], *, log: MetricsLog | None, store: CheckpointStore) -> None:
+    @property
+    def speed_name(self) -> str:
+        """What the speed is called in metrics and checkpoints."""
+        return f"{self.task.samples}_per_second"
+
+    def run(self, batches: Iterator[Any], *, log: MetricsLog | None, store: CheckpointStore) -> None:
         """Make every update that is left.
 
         Args:
@@ -133,26 +123,14 @@ class TrainingLoop:
                 self._evaluate(log)
             if self._checkpoint_is_due(inside):
                 self._save(store)
-        if self.accuracy is None:
+        if self.figures is None:
             self._evaluate(log)
 
-    def _update(self, batch: Batch) -> None:
-        on_device = batch.to(self.accelerator.device)
-        teacher_logits = self._ask_teacher(batch)
-        logits = self.model(self.normalize(on_device.images))
-        if teacher_logits is not None and teacher_logits.shape != logits.shape:
-            raise ConfigError(
-                f"the teacher gave logits of shape {tuple(teacher_logits.shape)} and the student of shape {tuple(logits.shape)} "
-                "for the same views: both must have the same classes; check training.student.num_classes and the teacher"
-            )
-        losses = self.objective(
-            logits,
-            labels=on_device.labels,
-            targets=on_device.targets,
-            teacher_logits=teacher_logits,
-            num_rows=self.config.batch_size / self.accelerator.num_processes,
-            num_labelled=self._count_labelled(on_device.labels),
-        )
+    def _update(self, batch: Any) -> None:
+        num_rows = self.config.batch_size / self.accelerator.num_processes
+        losses = self.task.losses(self.model, batch, num_rows=num_rows, accelerator=self.accelerator)
+        if self.task.runs_teacher:
+            self.teacher_passes += self.config.batch_size
         self.guard.watch(losses["loss"], step=batch.step + 1, keys=batch.keys)
         self.accelerator.backward(losses["loss"])
         if self.config.clip_grad_norm is not None:
@@ -166,27 +144,12 @@ class TrainingLoop:
         self.meter.add(losses)
         self.throughput.add(self.config.batch_size)
 
-    def _ask_teacher(self, batch: Batch) -> Tensor | None:
-        if self.teacher is None or batch.teacher_views is None:
-            return None
-        with torch.no_grad():
-            logits = self.teacher(batch.teacher_views.numpy()).to(self.accelerator.device)
-        self.teacher_passes += self.config.batch_size
-        return logits
-
-    def _count_labelled(self, labels: Tensor) -> Tensor | None:
-        """Return the mean over processes of their labelled rows; None where the objective can count for itself."""
-        if self.accelerator.num_processes == 1 or self.objective.hard_weight == 0:
-            return None
-        count: Tensor = self.accelerator.reduce(count_labelled(labels), reduction="mean")
-        return count
-
     def _report(self, log: MetricsLog | None, *, learning_rate: float) -> None:
         self.guard.flush()
         self.last_losses = self.meter.report(self.accelerator)
-        images_per_second = self.throughput.lap()
+        speed = self.throughput.lap()
         if log is not None:
-            figures = {**self.last_losses, "learning_rate": learning_rate, "images_per_second": images_per_second}
+            figures = {**self.last_losses, "learning_rate": learning_rate, self.speed_name: speed}
             log.write("training", step=self.step, epoch=self._epochs_done(), figures=figures)
 
     def _evaluation_is_due(self, epochs_done: int) -> bool:
@@ -195,13 +158,13 @@ class TrainingLoop:
         return epochs_done % self.config.evaluation.every_epochs == 0 or self.step == self.plan.num_steps
 
     def _evaluate(self, log: MetricsLog | None) -> None:
-        if self.evaluator is None:
+        if not self.task.evaluates:
             return
         self.guard.flush()
         with self.throughput.pause():
-            self.accuracy = self.evaluator.run(self.exported, accelerator=self.accelerator)
+            self.figures = self.task.evaluate(self.exported, accelerator=self.accelerator)
         if log is not None:
-            log.write("evaluation", step=self.step, epoch=self._epochs_done(), figures=asdict(self.accuracy))
+            log.write("evaluation", step=self.step, epoch=self._epochs_done(), figures=self.figures)
 
     def _epochs_done(self) -> float:
         epoch, inside = self.plan.position(self.step)
@@ -235,17 +198,17 @@ class TrainingLoop:
             "generators": gather_object([capture_generators(self.accelerator.device)]),
             "meter": self.meter.state(self.accelerator),
             "last_losses": self.last_losses,
-            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "accuracy": self.figures,
             "evaluation": evaluation_settings(self.config),
             "teacher_passes": self.teacher_passes,
             "seconds": self.elapsed_seconds,
-            "images_per_second": self.steady_images_per_second,
+            self.speed_name: self.steady_samples_per_second,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a state; a process that had no generators then, where there are more processes now, keeps its fresh seed."""
         self.step, self.teacher_passes = state["step"], state["teacher_passes"]
-        self.seconds, self.images_per_second = state["seconds"], state["images_per_second"]
+        self.seconds, self.samples_per_second = state["seconds"], state[self.speed_name]
         self.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -256,6 +219,6 @@ class TrainingLoop:
         self.meter.load_state(state["meter"])
         self.last_losses = state["last_losses"]
         if state["accuracy"] is not None and state["evaluation"] == evaluation_settings(self.config):
-            self.accuracy = Accuracy(**state["accuracy"])
+            self.figures = state["accuracy"]
         if self.accelerator.process_index < len(state["generators"]):
             restore_generators(state["generators"][self.accelerator.process_index], device=self.accelerator.device)

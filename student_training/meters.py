@@ -106,23 +106,23 @@ class LossMeter:
 
 
 class Throughput:
-    """Images a second over all processes, without the first updates, evaluations and checkpoints."""
+    """Samples a second over all processes, without the first updates, evaluations and checkpoints."""
 
     def __init__(self, *, device: torch.device, skip_steps: int) -> None:
         self._device = device
         self._skip_steps = skip_steps
         self._steps = 0
-        self._images = 0
+        self._samples = 0
         self._started = self._lap_started = self._now()
-        self._lap_images = 0
+        self._lap_samples = 0
 
-    def add(self, images: int) -> None:
+    def add(self, samples: int) -> None:
         """Count one update."""
         self._steps += 1
-        self._images += images
-        self._lap_images += images
+        self._samples += samples
+        self._lap_samples += samples
         if self._steps == self._skip_steps:
-            self._started, self._images = self._now(), 0
+            self._started, self._samples = self._now(), 0
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -134,15 +134,15 @@ class Throughput:
         self._lap_started += seconds
 
     def lap(self) -> float:
-        """Return images a second since the last call."""
+        """Return samples a second since the last call."""
         now = self._now()
-        rate = self._lap_images / max(now - self._lap_started, 1e-9)
-        self._lap_started, self._lap_images = now, 0
+        rate = self._lap_samples / max(now - self._lap_started, 1e-9)
+        self._lap_started, self._lap_samples = now, 0
         return rate
 
     def steady(self) -> float:
-        """Return images a second since the first updates; 0 if none were made."""
-        return self._images / max(self._now() - self._started, 1e-9)
+        """Return samples a second since the first updates; 0 if none were made."""
+        return self._samples / max(self._now() - self._started, 1e-9)
 
     def _now(self) -> float:
         if self._device.type == "cuda":

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+_SHOWN = ("loss", "top1", "perplexity", "images_per_second", "sequences_per_second")
 
 
 class MetricsLog:
@@ -66,7 +67,7 @@ class MetricsLog:
         for name, value in figures.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}", value, global_step=step)
-        shown = {name: f"{figures[name]:.4g}" for name in ("loss", "top1", "images_per_second") if name in figures}
+        shown = {name: f"{figures[name]:.4g}" for name in _SHOWN if name in figures}
         self._bar.set_postfix(shown)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from storage.errors import ConfigError
-from storage.streams.base import RowStream
+from storage.streams.base import BlockStream
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class StepPlan:
         return epoch, start + count * rank // world_size, start + count * (rank + 1) // world_size
 
 
-def plan_training(stream: RowStream, *, epochs: int, batch_size: int, world_size: int) -> StepPlan:
+def plan_training(stream: BlockStream, *, epochs: int, batch_size: int, world_size: int) -> StepPlan:
     """Return the plan of a training: each epoch's incomplete last batch is dropped.
 
     Raises:
@@ -68,7 +68,7 @@ def plan_training(stream: RowStream, *, epochs: int, batch_size: int, world_size
     return StepPlan(batch_size=batch_size, epoch_rows=epoch_rows, epoch_steps=tuple(rows // batch_size for rows in epoch_rows))
 
 
-def plan_evaluation(stream: RowStream, *, batch_size: int) -> StepPlan:
+def plan_evaluation(stream: BlockStream, *, batch_size: int) -> StepPlan:
     """Return the plan of one pass over all rows; the last batch may be smaller."""
     rows = int(stream.block_rows(epoch=0).sum())
     return StepPlan(batch_size=batch_size, epoch_rows=(rows,), epoch_steps=(-(-rows // batch_size),))

@@ -12,7 +12,8 @@ import torch
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from storage.config.training import PreprocessingConfig, StudentConfig
+from storage.config.students import StudentConfig
+from storage.config.training import PreprocessingConfig
 from storage.errors import ConfigError
 from storage.naming import nearest
 from storage.specs import EvaluationView, Interpolation, Normalization, Size, ViewSpec

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from storage.config.experiment import ExperimentConfig
 from storage.errors import ConfigError, MismatchError
 from storage.specs import ViewSpec
-from storage.streams.base import RowStream
+from storage.streams.base import RowStream, StreamRows
 from student_training.assembly import build_loop, open_batches
 from student_training.checkpoint import CheckpointStore
 from student_training.export import (
@@ -24,12 +24,11 @@ from student_training.export import (
     RESULT_FILE,
     STUDENT_FILE,
     TrainingResult,
-    export_student,
     read_result,
     write_result,
 )
 from student_training.identity import describe_run, require_same_run
-from student_training.job import LiveTeacher, TrainingJob, make_job
+from student_training.job import Job, LiveTeacher, make_job
 from student_training.loop import TrainingLoop, evaluation_settings
 from student_training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsLog
 from student_training.runtime import open_accelerator
@@ -42,7 +41,7 @@ _CHECKPOINT_FOLDER = "checkpoints"
 def train(
     config: ExperimentConfig,
     *,
-    stream: RowStream,
+    stream: RowStream[StreamRows],
     view: ViewSpec,
     num_classes: int,
     generation_temperature: float = 1.0,
@@ -84,6 +83,11 @@ def train(
         mean_class_probs=mean_class_probs,
         teacher=teacher,
     )
+    return run_job(job, resume=resume, progress=progress)
+
+
+def run_job(job: Job, *, resume: bool = True, progress: bool = True) -> TrainingResult:
+    """Run a training, of pictures or of texts, and return what it came to; see `train`."""
     with open_accelerator(job.training) as accelerator:
         if not resume:
             _clear(job, accelerator=accelerator)
@@ -103,20 +107,13 @@ def train(
             loop.run(batches, log=log, store=store)
         result = _summarize(loop, job=job, resumed_from_step=resumed_from_step)
         if accelerator.is_main_process:
-            export_student(
-                loop.exported,
-                folder=job.folder,
-                config=job.training.student,
-                num_classes=loop.num_classes,
-                preprocessing=loop.preprocessing,
-                weights=result.weights,
-            )
+            loop.task.export(loop.exported, folder=job.folder, weights=result.weights)
             write_result(result, folder=job.folder, identity=loop.identity, evaluation=evaluation_settings(job.training))
         accelerator.wait_for_everyone()
         return result
 
 
-def _clear(job: TrainingJob, *, accelerator: Accelerator) -> None:
+def _clear(job: Job, *, accelerator: Accelerator) -> None:
     """Remove what an earlier run left, and nothing else."""
     if accelerator.is_main_process:
         for name in (RESULT_FILE, STUDENT_FILE, DESCRIPTION_FILE, METRICS_FILE):
@@ -126,7 +123,7 @@ def _clear(job: TrainingJob, *, accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
 
 
-def _find_finished(job: TrainingJob, *, accelerator: Accelerator) -> TrainingResult | None:
+def _find_finished(job: Job, *, accelerator: Accelerator) -> TrainingResult | None:
     """Return the result of this run if it is finished.
 
     Raises:
@@ -147,7 +144,7 @@ def _find_finished(job: TrainingJob, *, accelerator: Accelerator) -> TrainingRes
     return replace(result, already_finished=True)
 
 
-def _resume(loop: TrainingLoop, *, store: CheckpointStore, job: TrainingJob) -> int:
+def _resume(loop: TrainingLoop, *, store: CheckpointStore, job: Job) -> int:
     """Load the newest checkpoint, if there is one, and return its step.
 
     Raises:
@@ -166,7 +163,7 @@ def _resume(loop: TrainingLoop, *, store: CheckpointStore, job: TrainingJob) -> 
     return loop.step
 
 
-def _require_shared(found: Any, *, job: TrainingJob, accelerator: Accelerator) -> None:
+def _require_shared(found: Any, *, job: Job, accelerator: Accelerator) -> None:
     """Check that all processes found the same in the output folder.
 
     Raises:
@@ -180,8 +177,8 @@ def _require_shared(found: Any, *, job: TrainingJob, accelerator: Accelerator) -
         )
 
 
-def _summarize(loop: TrainingLoop, *, job: TrainingJob, resumed_from_step: int) -> TrainingResult:
-    accuracy = loop.accuracy
+def _summarize(loop: TrainingLoop, *, job: Job, resumed_from_step: int) -> TrainingResult:
+    figures = loop.figures or {}
     return TrainingResult(
         output=str(job.folder),
         student=str(job.folder / STUDENT_FILE),
@@ -190,13 +187,15 @@ def _summarize(loop: TrainingLoop, *, job: TrainingJob, resumed_from_step: int) 
         steps=loop.step,
         epochs=job.training.epochs,
         loss=None if loop.last_losses is None else loop.last_losses["loss"],
-        top1=None if accuracy is None else accuracy.top1,
-        top5=None if accuracy is None else accuracy.top5,
-        cross_entropy=None if accuracy is None else accuracy.cross_entropy,
-        num_evaluated=0 if accuracy is None else accuracy.num_rows,
-        images_per_second=loop.steady_images_per_second,
+        top1=figures.get("top1"),
+        top5=figures.get("top5"),
+        cross_entropy=figures.get("cross_entropy"),
+        num_evaluated=int(figures.get("num_rows", 0)),
+        images_per_second=loop.steady_samples_per_second if loop.task.samples == "images" else None,
         teacher_passes=loop.teacher_passes,
         seconds=loop.elapsed_seconds,
         resumed_from_step=resumed_from_step,
         already_finished=False,
+        perplexity=figures.get("perplexity"),
+        sequences_per_second=loop.steady_samples_per_second if loop.task.samples == "sequences" else None,
     )

@@ -15,8 +15,12 @@ import zstandard
 
 from storage.cache import Cache
 from storage.label_set import LabelSet
+from storage.specs import Float16Codec, HiddenStatesSpec, SoftLabelsSpec
 from storage.verify import verify
-from tests.golden.writer import KEYS, LABELS, ROTATION, TARGETS, VERSION, decode, write_golden
+from tests.golden import texts
+from tests.golden.plain_reader import read_head, read_targets
+from tests.golden.texts import CASES, HEAD
+from tests.golden.writer import KEYS, LABELS, NAMES, ROTATION, TARGETS, VERSION, decode, write_golden
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = sorted(path.name for path in GOLDEN.glob("v*"))
@@ -58,6 +62,15 @@ def test_files_of_every_version_decode_to_what_they_said(version):
         assert cache.request(label_set.manifest.request.fingerprint()) == label_set.manifest.request
 
 
+def test_the_head_is_the_one_that_was_written():
+    found = Cache.at(str(GOLDEN / VERSION / "cache")).head(HEAD.sha256())
+    said = read_decoded(VERSION)["head"]
+    assert (found.spec, said["spec"], said["sha256"]) == (HEAD.spec, HEAD.spec.to_json(), HEAD.sha256())
+    for name, values in HEAD.tensors.items():
+        assert np.array_equal(found.tensors[name].view(np.uint32), values.view(np.uint32))
+        assert np.array_equal(np.float32(said["tensors"][name]), values)
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_rows_are_those_that_were_written(name):
     # decoded.json comes from the code under test; the rows in writer.py do not.
@@ -90,8 +103,101 @@ def test_the_rows_are_those_that_were_written(name):
     assert seen == {(position, view) for view in range(views) for position in range(len(KEYS))} - dead
 
 
+def check_labels(block, *, start, position, count, target, view):
+    """Fail unless rows of a sample are those that `texts.said` gives, as its codec stores them."""
+    for row in range(count):
+        said = texts.said(position, row=row, view=view)
+        if target.k is not None:
+            said = dict(list(said.items())[: target.k])
+        kept, rest = dict(block["rows"][start + row]), block["rest"][start + row]
+        # Steps of the square root: of 255, of 20, or fine enough to be exact here.
+        step = {"compact": 1 / getattr(target.codec, "levels", 1), "exact": 1e-3, "dense": 1e-3}.get(target.codec.kind, 1e-6)
+        assert kept.keys() == {class_id for class_id, prob in said.items() if prob}
+        for class_id, prob in kept.items():
+            assert math.sqrt(prob) == pytest.approx(math.sqrt(said[class_id]), abs=step)
+        assert math.sqrt(rest) == pytest.approx(math.sqrt(1 - sum(said.values())), abs=step)
+
+
+def check_vectors(block, *, start, position, count, target, view):
+    for index, (name, width) in enumerate(target.tensors.items()):
+        for row in range(count):
+            said = [texts.number(index, position=position, row=row, channel=channel, view=view) for channel in range(width)]
+            # Numbers are below 3: a step of int8 is below 1 / 40.
+            error = 0 if isinstance(target.codec, Float16Codec) else 1 / 80
+            assert block["tensors"][name][start + row] == pytest.approx(said, abs=error)
+
+
+def rows_of_sample(target, *, position, view):
+    """Rows a sample has, counted by hand."""
+    length = len(texts.TEXTS[position])
+    if isinstance(target, SoftLabelsSpec):
+        masked = len(texts.MASKED_PLACES[view][position])
+        return {"view": 1, "masked": masked, "all": length, "next": length - 1}[target.positions]
+    if target.kind == "relations":
+        return length * (length + 1) // 2
+    return length if target.kind == "attention" or getattr(target, "tokens", None) == "all" else 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rows_of_tokens_are_those_that_were_written(name):
+    case = CASES[name]
+    of_pictures = case.view == texts.PICTURES
+    (part,) = read_decoded(VERSION)["label_sets"][name]["parts"]
+    assert (part["keys"], part["labels"]) == (list(texts.KEYS), list(texts.LABELS))
+    seen = []
+    for block in part["blocks"]:
+        start, view = 0, block["view"]
+        for index, position in enumerate(block["positions"]):
+            seen.append((view, position))
+            if of_pictures:
+                count = texts.TOKENS_PER_PICTURE
+            else:
+                count = rows_of_sample(case.target, position=position, view=view)
+                ids = block["token_ids"][block["token_offsets"][index] : block["token_offsets"][index + 1]]
+                first = 69_000 if case.view == texts.WIDE else 0
+                assert ids == [texts.TEXTS[position][0] + first, *texts.TEXTS[position][1:]]
+            if "mask_offsets" in block:
+                bounds = slice(*block["mask_offsets"][index : index + 2])
+                places = texts.MASKED_PLACES[view][position]
+                assert block["mask_positions"][bounds] == list(places)
+                assert block["mask_inputs"][bounds] == [texts.MASK_ID if place % 2 else 9 + place for place in places]
+            assert block["row_offsets"][index : index + 2] == [start, start + count]
+            check = check_labels if isinstance(case.target, SoftLabelsSpec) else check_vectors
+            check(block, start=start, position=position, count=count, target=case.target, view=view)
+            start += count
+        assert block["row_offsets"][-1] == start
+    everything = {(view, position) for view in range(case.num_views) for position in range(len(texts.KEYS))}
+    assert set(seen) == everything - ({(texts.DEAD_VIEW, texts.DEAD_KEY)} if case.num_views == 2 else set())
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_reader_written_from_the_description_alone_reads_the_same(name):
+    cache = Cache.at(str(GOLDEN / VERSION / "cache"))
+    (part,) = read_decoded(VERSION)["label_sets"][name]["parts"]
+    tar = cache.store.read(LabelSet.open(cache, name_or_id=name).tar_path(0))
+    for extent, expected in zip(part["record"]["blocks"], part["blocks"], strict=True):
+        assert_alike(read_targets(tar[extent["offset"] :][: extent["num_bytes"]]), expected)
+
+
+def test_a_reader_written_from_the_description_alone_reads_the_same_head():
+    data = (GOLDEN / VERSION / "cache" / "heads" / f"{HEAD.sha256()}.head").read_bytes()
+    assert read_head(data) == read_decoded(VERSION)["head"]
+
+
+def test_the_golden_texts_have_every_kind_once():
+    targets = [case.target for case in CASES.values()]
+    assert {target.kind for target in targets} == {"soft_labels", "hidden_states", "attention", "relations", "embeddings"}
+    labels = [target for target in targets if isinstance(target, SoftLabelsSpec)]
+    assert {target.positions for target in labels} == {"view", "masked", "all", "next"}
+    assert {target.codec.kind for target in labels} == {"exact", "compact", "sampled", "threshold", "dense"}
+    assert {target.tokens for target in targets if isinstance(target, HiddenStatesSpec)} == {"all", "first", "mean"}
+    codecs = {(target.codec.kind, getattr(target.codec, "group", None)) for target in targets if target not in labels}
+    assert codecs == {("float16", None), ("int8", None), ("int8", 8)}
+
+
 def test_the_golden_cache_says_everything_once():
-    label_sets = read_decoded(VERSION)["label_sets"]
+    label_sets = {name: read_decoded(VERSION)["label_sets"][name] for name in TARGETS}
     rows = {name: [row for block in found["parts"][0]["blocks"] for row in block["rows"]] for name, found in label_sets.items()}
     rests = {
         name: [rest for block in found["parts"][0]["blocks"] for rest in block["rest"]] for name, found in label_sets.items()
@@ -116,7 +222,7 @@ def test_what_is_written_today_is_the_same_bytes(tmp_path):
     assert {name: data for name, data in now.items() if name not in of_tables} == {
         name: data for name, data in then.items() if name not in of_tables
     }
-    for name in TARGETS:
+    for name in NAMES:
         here, there = (LabelSet.open(Cache.at(str(folder / "cache")), name_or_id=name) for folder in (tmp_path, GOLDEN / VERSION))
         assert here.parts.equals(there.parts)
         changes = {"parts_file": there.manifest.parts_file, "parts_sha256": there.manifest.parts_sha256}
@@ -127,7 +233,7 @@ def test_the_same_rows_are_written_with_any_zstd(tmp_path):
     write_golden(tmp_path)
     now = json.loads((tmp_path / "decoded.json").read_text(encoding="utf-8"))["label_sets"]
     then = read_decoded(VERSION)["label_sets"]
-    for name in TARGETS:
+    for name in NAMES:
         assert_alike([part["blocks"] for part in now[name]["parts"]], [part["blocks"] for part in then[name]["parts"]])
         assert_alike(now[name]["class_means"], then[name]["class_means"])
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.teachers.base import Network, Preprocessing, Teacher, run_network
 from pipelines.teachers.devices import resolve_device
+from pipelines.teachers.picture_networks import PictureNetwork
 from pipelines.teachers.weights import weights_sha256
 from storage.config import TeacherConfig
 from storage.errors import TeacherError
@@ -25,6 +26,7 @@ def assemble_teacher(
     preprocessing: Preprocessing,
     class_names: tuple[str, ...] | None,
     network: Network | None = None,
+    vector_network: PictureNetwork | None = None,
 ) -> Teacher:
     """Return the teacher made of a module; `network` is its forward pass where that is not simply `module(inputs)`.
 
@@ -38,12 +40,14 @@ def assemble_teacher(
     """
     import torch
 
+    kind = config.kind
+    assert kind in ("timm", "transformers", "factory")
     device = resolve_device(config.device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     module = module.eval().requires_grad_(False).float()
     weights = weights_sha256(module)
     if dtype == torch.float16:
-        _check_range(module, name=config.name)
+        check_range(module, name=config.name)
     module = module.to(device=device, dtype=dtype)
     num_classes = _count_classes(network or module, config=config, preprocessing=preprocessing, device=device, dtype=dtype)
     if class_names is not None and len(class_names) != num_classes:
@@ -54,7 +58,7 @@ def assemble_teacher(
     return Teacher(
         name=config.name,
         spec=TeacherSpec(
-            kind=config.kind,
+            kind=kind,
             architecture=architecture,
             weights_sha256=weights,
             num_classes=num_classes,
@@ -66,6 +70,7 @@ def assemble_teacher(
         device=device,
         dtype=dtype,
         network=network or module,
+        vector_network=vector_network,
     )
 
 
@@ -96,7 +101,7 @@ def _count_classes(
     return num_classes
 
 
-def _check_range(module: torch.nn.Module, *, name: str) -> None:
+def check_range(module: torch.nn.Module, *, name: str) -> None:
     """Refuse weights that float16 would turn into infinities without a word."""
     import torch
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.teachers.outputs import FeatureShape, VectorOutputs, Wanted
+from pipelines.teachers.picture_networks import PictureNetwork, shape_of
 from storage.errors import TeacherError
 from storage.hashing import canonical_json
 from storage.specs import EvaluationView, Normalization, Size, TeacherSpec
@@ -46,6 +48,7 @@ class Teacher:
         device: where it runs and where its logits are.
         dtype: dtype of weights and arithmetic.
         network: the forward pass.
+        vector_network: the same for vectors; None of a teacher that gives logits only.
     """
 
     name: str
@@ -55,6 +58,42 @@ class Teacher:
     device: torch.device
     dtype: torch.dtype
     network: Network
+    vector_network: PictureNetwork | None = None
+
+    def vectors(self, views: npt.NDArray[np.uint8], *, wanted: Wanted) -> VectorOutputs:
+        """Return hidden states, attention vectors or embeddings of rendered views.
+
+        Args:
+            views: uint8 [B, H, W, 3].
+
+        Raises:
+            TeacherError: the batch has another dtype or shape, the forward pass fails, or this teacher gives logits only.
+        """
+        if self.vector_network is None:
+            raise TeacherError(f"teacher {self.name} ({self.spec.kind}) gives logits only. Choose soft_labels as the target")
+        network = self.vector_network
+        raw = run_on_views(
+            lambda inputs: network.run(inputs, wanted=wanted),
+            views,
+            normalization=self.spec.normalization,
+            device=self.device,
+            dtype=self.dtype,
+            name=self.name,
+        )
+        return VectorOutputs(raw=raw)
+
+    def vector_shape(self) -> FeatureShape:
+        """Return what vectors the teacher gives, as two grey pictures show."""
+        model = self.spec.architecture
+        if self.vector_network is None:
+            return NO_VECTORS
+        grey = np.full((2, *self.preprocessing.input_size, 3), 128, np.uint8)
+        everything = Wanted(hidden=True, attention_layers=frozenset({1}), embedding=True)
+        try:
+            return shape_of(self.vectors(grey, wanted=everything).raw, model=model)
+        except TeacherError as error:
+            why = f"a first look at them failed: {error}"
+            return NO_VECTORS.model_copy(update={"why_no_hidden": why, "why_no_attention": why})
 
     def logits(self, views: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Return the logits of rendered views.
@@ -78,6 +117,16 @@ class Teacher:
         )
 
 
+NO_VECTORS = FeatureShape(
+    num_layers=None,
+    width=None,
+    embedding_width=None,
+    why_no_attention="its network gives logits only. Choose soft_labels as the target",
+    why_no_hidden="its network gives logits only. Choose soft_labels as the target",
+)
+"""Of a teacher that gives logits only."""
+
+
 def run_network(
     network: Network,
     views: npt.NDArray[np.uint8],
@@ -94,14 +143,46 @@ def run_network(
     """
     import torch
 
+    output = run_on_views(network, views, normalization=normalization, device=device, dtype=dtype, name=name)
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(views):
+        got = f"a tensor of shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise TeacherError(
+            f"teacher {name} returned {got} for {_batch(views, device=device, dtype=dtype)}; it must return logits [batch, "
+            "classes]. Wrap the model so that its forward returns only those"
+        )
+    # Cloned outside of inference mode: an inference tensor could not be saved for a student's backward pass.
+    logits: torch.Tensor = output.float().clone()
+    return logits
+
+
+def _batch(views: npt.NDArray[np.uint8], *, device: torch.device, dtype: torch.dtype) -> str:
+    return (
+        f"a batch of {len(views)} views of {views.shape[1]} x {views.shape[2]} (height x width, {_dtype_name(dtype)}, {device})"
+    )
+
+
+def run_on_views(
+    network: Callable[[torch.Tensor], Any],
+    views: npt.NDArray[np.uint8],
+    *,
+    normalization: Normalization,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+) -> Any:
+    """Normalise views uint8 [B, H, W, 3] on the device and return what the network gives.
+
+    Raises:
+        TeacherError: wrong input, out of memory, or anything the network raises.
+    """
+    import torch
+
     if views.dtype != np.uint8 or views.ndim != 4 or views.shape[-1] != 3:
         raise TeacherError(
             f"teacher {name} was given views of dtype {views.dtype} and shape {list(views.shape)}; it takes rendered views, "
             "uint8 [batch, height, width, 3], and normalises them itself"
         )
-    batch = (
-        f"a batch of {len(views)} views of {views.shape[1]} x {views.shape[2]} (height x width, {_dtype_name(dtype)}, {device})"
-    )
+    batch = _batch(views, device=device, dtype=dtype)
     try:
         with torch.inference_mode(), _full_precision(device):
             # torch.tensor copies: rendered batches may be read-only, which torch.from_numpy does not take.
@@ -109,7 +190,7 @@ def run_network(
             # In torchvision's order (divide, subtract, divide), so that the plain pipeline gives the same bits.
             inputs = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
             inputs.sub_(_per_channel(normalization.mean, device=device)).div_(_per_channel(normalization.std, device=device))
-            output = network(inputs.to(dtype))
+            return network(inputs.to(dtype))
     except torch.OutOfMemoryError as error:
         raise TeacherError(
             f"teacher {name} ran out of memory on {batch}: nothing was labelled. Lower generation.batch_size, or set "
@@ -120,15 +201,6 @@ def run_network(
             f"teacher {name} failed on {batch}: {describe(error)}. Check that the model takes views of this size (views.size, or "
             "the model's own img_size in teacher.kwargs) and this precision (teacher.precision: fp32 always works)"
         ) from error
-    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(views):
-        got = f"a tensor of shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-        raise TeacherError(
-            f"teacher {name} returned {got} for {batch}; it must return logits [batch, classes]. Wrap the model so that its "
-            "forward returns only those"
-        )
-    # Cloned outside of inference mode: an inference tensor could not be saved for a student's backward pass.
-    logits: torch.Tensor = output.float().clone()
-    return logits
 
 
 def canonical_architecture(name: str, arguments: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def load_factory_teacher(config: TeacherConfig) -> Teacher:
     Raises:
         TeacherError: the name cannot be imported, the factory fails or returns something else, the checkpoint does not fit.
     """
-    factory = _import_factory(config.name)
+    factory = import_factory(config.name)
     try:
         made = factory(**config.kwargs)
     except Exception as error:
@@ -54,7 +54,12 @@ def load_factory_teacher(config: TeacherConfig) -> Teacher:
     )
 
 
-def _import_factory(name: str) -> Callable[..., Any]:
+def import_factory(name: str) -> Callable[..., Any]:
+    """Return what `package.module:factory` names.
+
+    Raises:
+        TeacherError: there is no such thing, or it cannot be imported or called.
+    """
     module_name, separator, attribute = name.partition(":")
     if not (separator and module_name and attribute):
         raise TeacherError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.teachers.assembly import assemble_teacher
 from pipelines.teachers.base import Teacher, canonical_architecture, describe
+from pipelines.teachers.picture_networks import TimmNetwork
 from pipelines.teachers.preprocessing import timm_preprocessing
 from pipelines.teachers.weights import load_weights, read_checkpoint
 from storage.config import TeacherConfig
@@ -48,6 +49,7 @@ def load_timm_teacher(config: TeacherConfig) -> Teacher:
         ),
         preprocessing=timm_preprocessing(data_config, name=config.name),
         class_names=tuple(pretrained_cfg["label_names"]) if pretrained_cfg.get("label_names") else None,
+        vector_network=TimmNetwork(module=module),
     )
 
 

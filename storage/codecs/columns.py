@@ -15,6 +15,7 @@ from storage.errors import FormatError
 Bytes = npt.NDArray[np.uint8]
 
 _PACKINGS = (1, 2, 4)
+_SPAN_ENTRIES = 1 << 14
 _Word = TypeVar("_Word", np.uint16, np.uint32)
 
 
@@ -38,6 +39,13 @@ def bits_needed(largest: int) -> int:
     return whole * 8 + next((bits for bits in _PACKINGS if over <= bits), 8)
 
 
+def row_spans(shape: tuple[int, ...]) -> list[slice]:
+    """Return runs of rows [rows, entries] whose temporary arrays stay in cache; larger ones are new memory every time."""
+    num_rows, entries = shape
+    step = max(1, _SPAN_ENTRIES // max(entries, 1))
+    return [slice(start, start + step) for start in range(0, num_rows, step)]
+
+
 def pack(values: npt.NDArray[np.unsignedinteger], *, num_bits: int) -> list[Bytes]:
     """Split a flat array of unsigned integers below 2^num_bits into byte planes.
 
@@ -53,8 +61,11 @@ def pack(values: npt.NDArray[np.unsignedinteger], *, num_bits: int) -> list[Byte
     per_byte = 8 // over
     last = np.zeros(-(-len(values) // per_byte) * per_byte, dtype=np.uint8)
     last[: len(values)] = planes[:, whole]
-    shifts = np.arange(per_byte, dtype=np.uint8) * over
-    return [*packed, np.bitwise_or.reduce(last.reshape(-1, per_byte) << shifts, axis=1).astype(np.uint8)]
+    joined = last[::per_byte].copy()
+    for index in range(1, per_byte):
+        # One after the other: numpy reduces a short axis many times more slowly.
+        np.bitwise_or(joined, last[index::per_byte] << np.uint8(index * over), out=joined)
+    return [*packed, joined]
 
 
 def plane_lengths(count: int, *, num_bits: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
+from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, row_spans, unpack
 from storage.codecs.ranked import RankedLabels
 from storage.codecs.stored import StoredRows
 from storage.errors import FormatError
@@ -23,7 +23,6 @@ from storage.specs import CompactCodec, SoftLabelsSpec
 _FULL = 7 / 8
 """From this share of kept entries on, rows are stored equally wide: no larger, and faster to read."""
 
-_DROPPED = np.uint64(2**64 - 1)
 _SQUARES = (np.arange(256, dtype=np.float32) ** 2).astype(np.float32)
 
 
@@ -44,35 +43,78 @@ def _max_step_planes(spec: SoftLabelsSpec) -> int:
 def encode(rows: RankedLabels, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     """Return the streams of a block of rows."""
     assert isinstance(spec.codec, CompactCodec)
-    levels = grid_levels(rows.log_probs, levels=spec.codec.levels)
-    # The rest is what the kept classes leave, dropped ones included; it is never rounded away while there is some.
-    dropped = np.where(levels > 0, np.float32(0), np.exp(np.minimum(rows.log_probs, 0))).sum(axis=1)
-    rest = np.exp(np.minimum(rows.log_rest, 0)) + dropped
-    rest_levels = np.rint(spec.codec.levels * np.sqrt(np.minimum(rest, 1)))
-    rest_levels = np.where(rest > 0, np.maximum(rest_levels, 1), 0).astype(np.uint8)
+    levels = np.empty(rows.class_ids.shape, dtype=np.uint8)
+    rest_levels = np.empty(len(rows), dtype=np.uint8)
+    for span in row_spans(rows.class_ids.shape):
+        levels[span], rest_levels[span] = _quantise(rows.log_probs[span], rows.log_rest[span], levels=spec.codec.levels)
     return write(StoredRows(class_ids=rows.class_ids, values=levels, rest=rest_levels), spec=spec)
+
+
+def _quantise(
+    log_probs: npt.NDArray[np.float32], log_rest: npt.NDArray[np.float32], *, levels: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return the levels of entries and of the rest."""
+    found = grid_levels(log_probs, levels=levels)
+    # The rest is what the kept classes leave, dropped ones included; it is never rounded away while there is some.
+    dropped = np.zeros(found.shape, dtype=np.float32)
+    np.exp(np.minimum(log_probs, 0), out=dropped, where=found == 0)
+    rest = np.exp(np.minimum(log_rest, 0)) + dropped.sum(axis=1)
+    rest_levels = np.rint(levels * np.sqrt(np.minimum(rest, 1)))
+    return found, np.where(rest > 0, np.maximum(rest_levels, 1), 0).astype(np.uint8)
 
 
 def write(rows: StoredRows, *, spec: SoftLabelsSpec) -> dict[str, Bytes]:
     """Return the streams of quantised rows, whose classes may come in any order."""
-    packed = (rows.class_ids.astype(np.uint64) << np.uint64(8)) | rows.values
-    packed[rows.values == 0] = _DROPPED
-    packed.sort(axis=1)
-    present = packed != _DROPPED
-    counts = present.sum(axis=1)
+    spans = row_spans(rows.values.shape)
+    words = [_sorted_words(rows.class_ids[span], levels=rows.values[span], num_classes=spec.num_classes) for span in spans]
+    counts = np.concatenate([np.zeros(0, dtype=np.int64), *(np.count_nonzero(_used(run), axis=1) for run in words)])
     width = int(counts.max(initial=0))
-    full = counts.sum() >= _FULL * width * len(rows)
-    steps = np.where(present, np.diff((packed >> np.uint64(8)).astype(np.int64), axis=1, prepend=0), 0).astype(np.uint32)
-    kept_levels = np.where(present, packed & np.uint64(0xFF), np.uint64(0)).astype(np.uint8)
-    stored = np.arange(steps.shape[1]) < np.where(full, width, counts)[:, None]
+    full = bool(counts.sum() >= _FULL * width * len(rows))
+    flat = [_steps_and_levels(run[:, :width], equally_wide=full) for run in words]
+    steps = np.concatenate([np.zeros(0, dtype=np.uint32), *(run_steps for run_steps, _ in flat)])
+    levels = np.concatenate([np.zeros(0, dtype=np.uint8), *(run_levels for _, run_levels in flat)])
     step_bits = 8 * max(1, -(-int(steps.max(initial=0)).bit_length() // 8))
     streams: dict[str, Bytes] = {}
     if not full:
         streams |= {f"counts{i}": plane for i, plane in enumerate(pack(counts.astype(np.uint16), num_bits=_count_bits(spec)))}
-    streams |= {f"steps{i}": plane for i, plane in enumerate(pack(steps[stored], num_bits=step_bits))}
-    streams["wide_levels" if full else "levels"] = kept_levels[stored]
+    streams |= {f"steps{i}": plane for i, plane in enumerate(pack(steps, num_bits=step_bits))}
+    streams["wide_levels" if full else "levels"] = levels
     streams["rest"] = rows.rest
     return streams
+
+
+def _sorted_words(
+    class_ids: npt.NDArray[Any], *, levels: npt.NDArray[np.uint8], num_classes: int
+) -> npt.NDArray[np.unsignedinteger]:
+    """Return class * 256 + level of each entry, rows ascending; where nothing is kept, the largest number, which no class has."""
+    word: type[np.uint32 | np.uint64] = np.uint32 if num_classes < 2**24 else np.uint64
+    packed: npt.NDArray[np.unsignedinteger] = class_ids.astype(word)
+    np.left_shift(packed, word(8), out=packed)
+    np.bitwise_or(packed, levels, out=packed)
+    np.putmask(packed, levels == 0, np.iinfo(word).max)
+    packed.sort(axis=1)
+    return packed
+
+
+def _used(words: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.bool_]:
+    used: npt.NDArray[np.bool_] = words != np.iinfo(words.dtype).max
+    return used
+
+
+def _steps_and_levels(
+    words: npt.NDArray[np.unsignedinteger], *, equally_wide: bool
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+    """Return the steps and levels of sorted words, flat; of unused ones zeros, or nothing unless rows are to be equally wide."""
+    used = _used(words)
+    class_ids = words >> np.array(8, dtype=words.dtype)
+    steps = class_ids.astype(np.uint32)
+    np.subtract(class_ids[:, 1:], class_ids[:, :-1], out=steps[:, 1:], casting="unsafe")
+    levels = words.astype(np.uint8)
+    if not equally_wide:
+        return steps[used], levels[used]
+    np.putmask(steps, ~used, 0)
+    np.putmask(levels, ~used, 0)
+    return steps.reshape(-1), levels.reshape(-1)
 
 
 def stream_lengths(num_rows: int, *, spec: SoftLabelsSpec) -> dict[str, int]:

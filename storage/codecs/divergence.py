@@ -6,17 +6,21 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.codecs.ranked import RankedLabels
+from storage.codecs.sampled import DrawnLabels
 from storage.soft_labels import SoftLabels
 
 _NO_MASS = 1e-30
 """Less mass adds nothing to a divergence, and what is stored of it may be 0: float32 ends at 1e-45."""
 
 
-def codec_kl(rows: RankedLabels, stored: SoftLabels) -> npt.NDArray[np.float64]:
+def codec_kl(rows: RankedLabels | DrawnLabels, stored: SoftLabels) -> npt.NDArray[np.float64]:
     """Return float64 [rows], KL(exact selection || stored) in nats, both with their rest spread evenly over other classes.
 
     Truncation to the selection is not counted: this is what the codec adds to it. Sparse: no row of all classes is built.
+    Of drawn labels 0: they are stored as they were drawn, and how far a draw is from its distribution is no loss but noise.
     """
+    if isinstance(rows, DrawnLabels):
+        return np.zeros(len(rows))
     num_rows, entries = rows.class_ids.shape
     num_classes = stored.num_classes
     exact = np.exp(rows.log_probs.astype(np.float64))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, unpack
+from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, row_spans, unpack
 from storage.codecs.ranked import RankedLabels
 from storage.codecs.stored import StoredRows
 from storage.errors import FormatError
@@ -91,10 +91,12 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
         FormatError: streams that `encode` cannot have made.
     """
     stored = read(streams, num_rows=num_rows, spec=spec)
-    # Transposed as indices, not as the uint16 they are: `take` would make them so in a pass of its own.
-    magnitudes = stored.values.astype(np.intp, order="C")
-    # mode: the default checks every index a second time.
-    probs = _PROBABILITY.take(magnitudes, mode="clip")
+    probs = np.empty(stored.values.shape, dtype=np.float32)
+    for span in row_spans(probs.shape):
+        # Transposed as indices, not as the uint16 they are: `take` would make them so in a pass of its own.
+        magnitudes = stored.values[span].astype(np.intp, order="C")
+        # mode: the default checks every index a second time.
+        _PROBABILITY.take(magnitudes, mode="clip", out=probs[span])
     rest = _PROBABILITY.take(stored.rest, mode="clip")
     total = np.einsum("ij->i", probs)
     total += rest

@@ -2,20 +2,33 @@
 
 from storage.config.experiment import ExperimentConfig
 from storage.config.generation import GenerationConfig
-from storage.config.labels import SoftLabelsConfig, ViewsConfig
+from storage.config.labels import ViewsConfig
 from storage.config.load import load_config
-from storage.config.source import ImageFolderConfig, ParquetConfig, SourceConfig, WebDatasetConfig
+from storage.config.source import (
+    DelimitedConfig,
+    ImageFolderConfig,
+    JsonlConfig,
+    ParquetConfig,
+    SourceConfig,
+    TextConfig,
+    WebDatasetConfig,
+)
+from storage.config.targets import SoftLabelsConfig, TargetConfig
 from storage.config.teacher import TeacherConfig
 from storage.config.training import TrainingConfig
 
 __all__ = [
+    "DelimitedConfig",
     "ExperimentConfig",
     "GenerationConfig",
     "ImageFolderConfig",
+    "JsonlConfig",
     "ParquetConfig",
     "SoftLabelsConfig",
     "SourceConfig",
+    "TargetConfig",
     "TeacherConfig",
+    "TextConfig",
     "TrainingConfig",
     "ViewsConfig",
     "WebDatasetConfig",

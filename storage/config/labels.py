@@ -1,4 +1,4 @@
-"""Which views are labelled and what is stored of each."""
+"""Which views are labelled; `storage.config.targets` says what is stored of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from storage.config.base import Config
-from storage.specs import CompactCodec, ExactCodec, Interpolation, Size
+from storage.config.targets import SoftLabelsConfig, TargetConfig
+from storage.specs import Interpolation, Size
+
+__all__ = [
+    "EvaluationViewsConfig",
+    "MaskedTokensViewsConfig",
+    "RandomViewsConfig",
+    "SoftLabelsConfig",
+    "TargetConfig",
+    "TextViewsConfig",
+    "TokensViewsConfig",
+    "ViewsConfig",
+]
+
+Layout = Literal["truncate", "cut", "pack"]
 
 
 class EvaluationViewsConfig(Config):
@@ -19,6 +33,11 @@ class EvaluationViewsConfig(Config):
     def count(self) -> int:
         """Number of views of each sample."""
         return 1
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the views are of texts."""
+        return False
 
 
 class RandomViewsConfig(Config):
@@ -40,6 +59,11 @@ class RandomViewsConfig(Config):
     interpolation: Interpolation | None = Field(default=None, description="Resampling; null: the teacher's.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the views; part of their identity.")
 
+    @property
+    def of_text(self) -> bool:
+        """Whether the views are of texts."""
+        return False
+
     @model_validator(mode="after")
     def _check_ranges(self) -> RandomViewsConfig:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -49,23 +73,62 @@ class RandomViewsConfig(Config):
         return self
 
 
-ViewsConfig = Annotated[EvaluationViewsConfig | RandomViewsConfig, Field(discriminator="kind")]
-
-
-class SoftLabelsConfig(Config):
-    """Sparse soft labels of each view."""
-
-    kind: Literal["soft_labels"] = Field(default="soft_labels", description="Sparse soft labels.")
-    k: int | None = Field(
-        default=10, ge=1, le=65535, description="Classes kept a row; null: the compact codec's levels decide (a quality level)."
+class _TokenViews(Config):
+    length: int = Field(default=512, ge=2, le=65535, description="Most tokens of a sequence, special tokens included.")
+    layout: Layout = Field(
+        default="truncate",
+        description="truncate: a document is one sequence, what is too long is cut off. cut: as many sequences as it needs. "
+        "pack: the documents of a unit end to end, a separator behind each, cut to full length.",
     )
-    codec: Annotated[ExactCodec | CompactCodec, Field(discriminator="kind")] = Field(
-        default=CompactCodec(), description="exact (float16 log-probabilities) or compact (square-root grid); see docs/codecs.md."
+    special_tokens: bool = Field(
+        default=True, description="Whether each sequence carries the special tokens that the tokenizer adds to a single one."
     )
-    generation_temperature: float = Field(default=1.0, gt=0, description="Temperature of the stored distribution.")
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the views are of texts."""
+        return True
+
+
+class TokensViewsConfig(_TokenViews):
+    """One view per token sequence: as it is."""
+
+    kind: Literal["tokens"] = Field(description="Token sequences as they are.")
+
+    @property
+    def count(self) -> int:
+        """Number of views of each sequence."""
+        return 1
+
+
+class MaskedTokensViewsConfig(_TokenViews):
+    """Several masks per token sequence: the same ones for teacher and student."""
+
+    kind: Literal["masked_tokens"] = Field(description="Token sequences with masked positions.")
+    count: int = Field(
+        default=1, ge=1, le=99999, description="Masks of each sequence; training epoch e reads mask e modulo this."
+    )
+    mask_share: float = Field(
+        default=0.15, gt=0, le=1, description="Share of the tokens that are masked, special ones not counted; at least one is."
+    )
+    replaced_share: float = Field(default=0.8, ge=0, le=1, description="Share of the masked tokens that show the mask token.")
+    random_share: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the masked tokens that show a random token; what is left shows itself."
+    )
+    whole_words: bool = Field(default=False, description="Mask all tokens of a word together.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the masks; part of their identity.")
 
     @model_validator(mode="after")
-    def _check_k(self) -> SoftLabelsConfig:
-        if self.k is None and self.codec.kind != "compact":
-            raise ValueError("k: null needs the compact codec, whose grid then decides; give k or codec.kind: compact")
+    def _check_shares(self) -> MaskedTokensViewsConfig:
+        if self.replaced_share + self.random_share > 1:
+            raise ValueError(
+                f"replaced_share {self.replaced_share} and random_share {self.random_share} sum to more than 1; lower one, what "
+                "is left shows the token itself"
+            )
         return self
+
+
+TextViewsConfig = TokensViewsConfig | MaskedTokensViewsConfig
+ViewsConfig = Annotated[
+    EvaluationViewsConfig | RandomViewsConfig | TokensViewsConfig | MaskedTokensViewsConfig, Field(discriminator="kind")
+]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from storage.config.schema import choices, describe_field, kind_of, one_of, sections
+from storage.config.schema import choices, describe_field, item_sections, kind_of, one_of, sections
 from storage.naming import did_you_mean, nearest
 
 Path = tuple[str | int, ...]
@@ -84,7 +84,13 @@ def _locate(location: Path, *, root: type[BaseModel]) -> _Place:
     candidates: tuple[type[BaseModel], ...] = (root,)
     place = _Place(path=(), section=root, variants=(root,), field=None, inside_value=False)
     variants = candidates
+    items: tuple[type[BaseModel], ...] = ()
     for element in location:
+        if items:
+            # An entry of a list or mapping of sections: its place or its key, then the section.
+            place = replace(place, path=(*place.path, element))
+            candidates, variants, items = items, items, ()
+            continue
         if not candidates:
             return _Place(path=place.path, section=place.section, variants=variants, field=place.field, inside_value=True)
         if len(candidates) > 1:
@@ -94,6 +100,7 @@ def _locate(location: Path, *, root: type[BaseModel]) -> _Place:
         field = section.model_fields.get(str(element))
         place = _Place(path=(*place.path, element), section=section, variants=variants, field=field, inside_value=False)
         candidates = sections(field.annotation) if field is not None else ()
+        items = item_sections(field.annotation) if field is not None and not candidates else ()
         variants = candidates or variants
     return place
 
@@ -108,10 +115,10 @@ def _explain_one(details: ErrorDetails, *, root: type[BaseModel], data: Mapping[
         case "missing" if not place.inside_value and place.field is not None:
             return Problem(path=path, text=f"{key}: missing; expected {_expected(place.field)}. {place.field.description}")
         case "union_tag_not_found" if place.field is not None:
-            kinds = [kind_of(variant) for variant in sections(place.field.annotation)]
+            kinds = [kind_of(variant) for variant in _variants(place.field)]
             return Problem(path=(*path, "kind"), text=f"{key}.kind: missing; expected {one_of(kinds)}")
         case "union_tag_invalid" if place.field is not None:
-            kinds, tag = [kind_of(variant) for variant in sections(place.field.annotation)], _lookup(data, path)["kind"]
+            kinds, tag = [kind_of(variant) for variant in _variants(place.field)], _lookup(data, path)["kind"]
             return Problem(path=(*path, "kind"), text=f"{key}.kind = {_show(tag)}: expected {one_of(kinds)}{_guess(tag, kinds)}")
         case "extra_forbidden":
             value = _show(_lookup(data, path))
@@ -121,6 +128,10 @@ def _explain_one(details: ErrorDetails, *, root: type[BaseModel], data: Mapping[
         return Problem(path=path, text=details["msg"])
     guess = _guess(value, choices(place.field.annotation))
     return Problem(path=path, text=f"{key} = {_show(value)}: expected {_expected(place.field)}{guess}")
+
+
+def _variants(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    return sections(field.annotation) or item_sections(field.annotation)
 
 
 def _where_known(key: str, place: _Place) -> str:

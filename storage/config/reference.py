@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from storage.config.experiment import ExperimentConfig
-from storage.config.schema import describe_field, is_nullable, kind_of, one_of, sections
+from storage.config.schema import describe_field, is_nullable, item_sections, kind_of, one_of, sections
 
 INTRODUCTION = """\
 # Configuration
@@ -52,14 +52,16 @@ def render_reference() -> str:
 
 
 def _section(field: FieldInfo, *, path: str, depth: int, seen: dict[tuple[type[BaseModel], ...], str]) -> Iterator[str]:
-    """Yield the lines of a section and of those inside it; one met before is only linked."""
+    """Yield the lines of a section and of those inside it; one met before is only linked. `*` stands for entries of a list."""
     variants = sections(field.annotation)
+    if not variants:
+        variants, path = item_sections(field.annotation), f"{path}.*"
     if not variants:
         return
     yield from ("", f"{'#' * depth} {path}", "", *_heading(field))
     if variants in seen:
         first = seen[variants]
-        yield from ("", f"It takes the keys of [`{first}`](#{first.replace('.', '')}): `{path}.` in place of `{first}.`.")
+        yield from ("", f"It takes the keys of [`{first}`](#{_anchor(first)}): `{path}.` in place of `{first}.`.")
         return
     seen[variants] = path
     for variant in variants:
@@ -73,9 +75,13 @@ def _section(field: FieldInfo, *, path: str, depth: int, seen: dict[tuple[type[B
             yield from _section(inner, path=f"{path}.{name}", depth=depth + 1, seen=seen)
 
 
+def _anchor(heading: str) -> str:
+    return heading.replace(".", "").replace("*", "")
+
+
 def _heading(field: FieldInfo) -> Iterator[str]:
     notes = [field.description or ""]
-    variants = sections(field.annotation)
+    variants = sections(field.annotation) or item_sections(field.annotation)
     if len(variants) > 1:
         notes.append(f"Its `kind` is {one_of(f'`{kind_of(variant)}`' for variant in variants)}.")
     if field.is_required():

@@ -32,6 +32,13 @@ def sections(annotation: Any) -> tuple[type[BaseModel], ...]:
     return tuple(member for member in members(annotation) if isinstance(member, type) and issubclass(member, BaseModel))
 
 
+def item_sections(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """Return the models that may stand at each entry of a key that holds a list or a mapping of them."""
+    found = [member for member in members(annotation) if get_origin(member) in (dict, tuple)]
+    items = [get_args(member)[1 if get_origin(member) is dict else 0] for member in found]
+    return tuple(section for item in items for section in sections(item))
+
+
 def kind_of(section: type[BaseModel]) -> str:
     """Return the `kind` by which a variant of a union is named."""
     (kind,) = get_args(section.model_fields["kind"].annotation)
@@ -60,29 +67,37 @@ def describe(annotation: Any, *, constraints: Iterable[Any] = ()) -> str:
     if len(kinds) > 1:
         parts = [f"section of kind {one_of(kind_of(section) for section in kinds)}"]
     else:
-        parts = [_describe_member(member, constraints) for member in members(annotation) if member is not type(None)]
+        found = [member for member in members(annotation) if member is not type(None) and get_origin(member) is not Literal]
+        named = choices(annotation)
+        parts = [*([one_of(named)] if named else []), *(_describe_member(member, constraints) for member in found)]
     text = " or ".join(parts)
     return f"{text}, or null" if is_nullable(annotation) else text
 
 
 def _describe_member(member: Any, constraints: Iterable[Any]) -> str:
     origin, arguments = get_origin(member), get_args(member)
-    if origin is Literal:
-        return one_of(str(value) for value in arguments)
     if origin is tuple:
+        if len(sections(arguments[0])) > 1:
+            return f"list of {describe(arguments[0]).replace('section', 'sections', 1)}"
         item, constraints = _item(arguments[0])
         words = describe(item, constraints=constraints)
         head = next((plural for plural in _PLURALS if words.split(" ")[0] == plural), None)
         words = _PLURALS[head] + words[len(head) :] if head else words
         return f"list of {words}" if arguments[-1] is Ellipsis else f"list of {len(arguments)} {words}"
     if origin is dict:
-        return "mapping with keys of your own"
+        inner = sections(arguments[1])
+        return f"mapping of sections, with {_own_keys(arguments[0])}" if inner else "mapping with keys of your own"
     if isinstance(member, type) and issubclass(member, BaseModel):
         return "section"
     if member is bool:
         return "true or false"
     word = {str: "string", int: "integer", float: "number"}[member]
     return " ".join([word, *filter(None, [_bounds(constraints)])])
+
+
+def _own_keys(annotation: Any) -> str:
+    _, constraints = _item(annotation)
+    return " ".join(["keys of your own", *filter(None, [_bounds(constraints)])])
 
 
 def _item(annotation: Any) -> tuple[Any, list[Any]]:

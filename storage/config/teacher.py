@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from storage.config.base import Config
 
+PictureTeacher = Literal["timm", "transformers", "factory"]
+TextTeacher = Literal["masked_lm", "causal_lm", "sequence_classifier", "text_factory"]
+
 
 class TeacherConfig(Config):
-    """A teacher network. Its own evaluation preprocessing is used unless the view spec replaces it."""
+    """A teacher network. Its own preprocessing is used: the evaluation view of pictures, the tokenizer of texts."""
 
-    kind: Literal["timm", "transformers", "factory"] = Field(
-        description="timm model name, transformers image classifier, or your own `package.module:factory`."
+    kind: PictureTeacher | TextTeacher = Field(
+        description="Of pictures: timm model name, transformers image classifier, or your own `package.module:factory`. Of "
+        "texts: masked_lm, causal_lm or sequence_classifier of transformers, or your own text_factory."
     )
     name: str = Field(
-        description="timm: model name or hub tag (`hf-hub:...`); transformers: hub id or local folder; "
-        "factory: `package.module:factory`."
+        description="timm: model name or hub tag (`hf-hub:...`); transformers, masked_lm, causal_lm, sequence_classifier: hub id "
+        "or local folder; factory, text_factory: `package.module:factory`."
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Texts: hub id or local folder of the tokenizer; null: the model's own. A text_factory has none of its own.",
     )
     checkpoint: str | None = Field(
         default=None,
@@ -27,3 +35,22 @@ class TeacherConfig(Config):
     kwargs: dict[str, Any] = Field(default={}, description="Further arguments of the model's constructor.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Arithmetic of the forward pass.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps. Asking for one that is not there is an error.")
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it reads texts."""
+        return self.kind in get_args(TextTeacher)
+
+    @model_validator(mode="after")
+    def _check_tokenizer(self) -> TeacherConfig:
+        if self.tokenizer is not None and not self.of_text:
+            raise ValueError(
+                f"tokenizer {self.tokenizer!r} for a teacher of pictures ({self.kind}), which reads none; leave it out"
+            )
+        if self.tokenizer is None and self.kind == "text_factory":
+            raise ValueError("a text_factory has no tokenizer of its own; give tokenizer: a hub id or a local folder")
+        if self.num_classes is not None and self.kind in ("masked_lm", "causal_lm"):
+            raise ValueError(
+                f"num_classes {self.num_classes} of a {self.kind}, whose classes are its tokenizer's tokens; leave it out"
+            )
+        return self

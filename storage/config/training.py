@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from storage.config.base import Config
 from storage.config.source import SourceConfig
+from storage.config.students import AnyStudentConfig, StudentConfig, TextStudentConfig
+from storage.config.terms import TermConfig
+from storage.errors import ConfigError
 from storage.specs import Interpolation, Size
-
-
-class StudentConfig(Config):
-    """A timm network, any name."""
-
-    name: str = Field(description="timm model name, for instance tiny_vit_5m_224.")
-    num_classes: int | None = Field(
-        default=None, ge=1, description="Classes of the head; null: those of the labels or the source."
-    )
-    kwargs: dict[str, Any] = Field(
-        default={}, description="Further arguments of timm.create_model (drop_path_rate, img_size, ...)."
-    )
-    checkpoint: str | None = Field(default=None, description="Local checkpoint to start from; null: fresh weights.")
-    pretrained: bool = Field(default=False, description="Start from timm's pretrained weights.")
 
 
 class CachedTargetsConfig(Config):
@@ -32,6 +21,18 @@ class CachedTargetsConfig(Config):
     label_set: str | None = Field(
         default=None, description="Name or id of the label set; null: the one this config's labels make."
     )
+    label_sets: dict[str, str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names or ids of several label sets over the same samples, by names of their targets, in place of "
+        "`label_set`.",
+    )
+
+    @model_validator(mode="after")
+    def _check_names(self) -> CachedTargetsConfig:
+        if self.label_set is not None and self.label_sets is not None:
+            raise ValueError("label_set and label_sets are both given; give label_sets alone, with a name for each target")
+        return self
 
 
 class HardTargetsConfig(Config):
@@ -108,13 +109,22 @@ class TrainingConfig(Config):
     """How `decant train` runs."""
 
     output: str = Field(description="Folder for checkpoints, metrics.jsonl, TensorBoard events and the trained student.")
-    student: StudentConfig = Field(description="The network to train.")
+    student: AnyStudentConfig = Field(description="The network to train.")
     targets: TargetsConfig = Field(description="Where targets come from: cached, hard or live.")
     source: SourceConfig | None = Field(
         default=None,
         description="Pictures to train on; null: the experiment's source. With cached targets it must hold the same samples.",
     )
+    tokenizer: str | None = Field(
+        default=None,
+        description="Texts: hub id or local folder of the student's tokenizer, which must be that of the labels; null: that of "
+        "student.path, else the teacher's. Needed where texts are read: hard labels and evaluation.",
+    )
     loss: LossConfig = Field(default=LossConfig(), description="Distillation loss and hard-label mix.")
+    terms: tuple[TermConfig, ...] | None = Field(
+        default=None,
+        description="Texts: the weighted terms of the loss, in place of `loss`; null: what `loss` says.",
+    )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimiser.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Learning rate schedule.")
     preprocessing: PreprocessingConfig = Field(default=PreprocessingConfig(), description="The student's input.")
@@ -130,6 +140,11 @@ class TrainingConfig(Config):
     shuffle_window_blocks: int = Field(
         default=16, ge=1, description="Blocks of rows (256 to 4,096 each) that are mixed with each other."
     )
+    group_by_length: bool = Field(
+        default=False,
+        description="Texts: put sequences of like length in one batch, among those that are mixed with each other: less padding, "
+        "batches less mixed.",
+    )
     sample_fraction: float = Field(
         default=1.0, gt=0, le=1, description="Share of samples to train on, chosen by key: the same ones in every run."
     )
@@ -137,3 +152,47 @@ class TrainingConfig(Config):
     keep_checkpoints: int = Field(default=2, ge=1, description="Checkpoints that are kept.")
     log_every_steps: int = Field(default=20, ge=1, description="Steps between lines of metrics.jsonl.")
     torch_threads: int | None = Field(default=None, ge=1, description="Threads of torch; null: its default.")
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> TrainingConfig:
+        """Refuse sections that would be read by nobody."""
+        of_pictures = isinstance(self.student, StudentConfig)
+        if self.terms is not None and not self.terms:
+            raise ValueError("terms is an empty list, so that nothing would be learned; name some, or leave terms out")
+        if of_pictures and self.terms is not None:
+            raise ValueError("terms are of texts; the loss of a network of pictures (student.kind: timm) is what loss says")
+        if not of_pictures and self.preprocessing != PreprocessingConfig():
+            raise ValueError(f"preprocessing is of pictures; a {self.student.kind} student reads token ids, so leave it out")
+        if self.terms is not None and self.loss != LossConfig():
+            raise ValueError("loss and terms are both given; say in terms what loss says, and drop loss")
+        if self.terms is not None and getattr(self.targets, "smoothing", 0.0) > 0:
+            raise ValueError("targets.smoothing stands beside terms; give smoothing to the term of hard labels or tokens")
+        return self
+
+    @property
+    def picture_student(self) -> StudentConfig:
+        """The student, which is of pictures.
+
+        Raises:
+            ConfigError: it is of texts.
+        """
+        if not isinstance(self.student, StudentConfig):
+            raise ConfigError(
+                f"training.student.kind is {self.student.kind}, a network of texts, but the source holds pictures; use kind "
+                "timm, or a source of texts"
+            )
+        return self.student
+
+    @property
+    def text_student(self) -> TextStudentConfig:
+        """The student, which is of texts.
+
+        Raises:
+            ConfigError: it is of pictures.
+        """
+        if isinstance(self.student, StudentConfig):
+            raise ConfigError(
+                "training.student.kind is timm, a network of pictures, but the source holds texts; use kind transformers, "
+                "bilstm or text_cnn, or a source of pictures"
+            )
+        return self.student

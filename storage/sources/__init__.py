@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from storage.config.source import ImageFolderConfig, ParquetConfig, SourceConfig, WebDatasetConfig
+from storage.config.source import (
+    DelimitedConfig,
+    ImageFolderConfig,
+    JsonlConfig,
+    ParquetConfig,
+    SourceConfig,
+    TextConfig,
+    WebDatasetConfig,
+)
+from storage.sources.augmented import AugmentedSource
 from storage.sources.base import NO_LABEL, Sample, Source, SourceUnit, UnitReader
+from storage.sources.document_files import DocumentFilesSource
+from storage.sources.documents import DocumentSource
 from storage.sources.image_folder import ImageFolderSource
 from storage.sources.index import IndexedUnit, SourceIndex, index_source
 from storage.sources.memo import SourceMemo
@@ -15,6 +26,9 @@ from storage.sources.webdataset import WebDatasetSource
 
 __all__ = [
     "NO_LABEL",
+    "AugmentedSource",
+    "DocumentFilesSource",
+    "DocumentSource",
     "ImageFolderSource",
     "IndexedUnit",
     "ParquetSource",
@@ -37,6 +51,13 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
         SourceError: a file of class names cannot be read, or names in it are doubled.
     """
+    source = _open(config)
+    if isinstance(config, ImageFolderConfig) or config.augmentation is None:
+        return source
+    return AugmentedSource(source, config=config.augmentation)
+
+
+def _open(config: SourceConfig) -> Source:
     match config:
         case ImageFolderConfig():
             return ImageFolderSource(config)
@@ -44,5 +65,9 @@ def open_source(config: SourceConfig) -> Source:
             return WebDatasetSource(config)
         case ParquetConfig():
             return ParquetSource(config)
+        case TextConfig() if config.documents == "files":
+            return DocumentFilesSource(config)
+        case TextConfig() | JsonlConfig() | DelimitedConfig():
+            return DocumentSource(config)
         case _:
             assert_never(config)

@@ -15,7 +15,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceUnit:
-    """A source shard, or a contiguous range of an unsharded source; small enough to travel, never holds pictures.
+    """A source shard, or a contiguous range of an unsharded source; small enough to travel, never holds samples.
 
     Attributes:
         name: stable name inside the source, relative to its root; moving the source does not change it.
@@ -36,14 +36,14 @@ class Sample:
         position: index inside the unit, 0-based and without holes.
         key: unique inside the source.
         label: hard label, or NO_LABEL.
-        image: the stored bytes; None when they could not be read.
-        error: why `image` is None.
+        data: the stored bytes: picture or UTF-8 text; None when they could not be read.
+        error: why `data` is None.
     """
 
     position: int
     key: str
     label: int
-    image: bytes | None
+    data: bytes | None
     error: str | None = None
 
 
@@ -59,7 +59,7 @@ class UnitReader(Protocol):
         """Hard labels in position order, NO_LABEL where there is none."""
 
     def read(self, position: int) -> bytes:
-        """Return the picture's stored bytes.
+        """Return the sample's stored bytes.
 
         Raises:
             SampleError: this sample cannot be read.
@@ -77,7 +77,7 @@ class Source(Protocol):
         """Class names in label order, where the source or its config knows them."""
 
     def units(self) -> list[SourceUnit]:
-        """List the units in order, without reading pictures.
+        """List the units in order, without reading samples whole.
 
         Raises:
             SourceError: nothing matches, the store cannot be reached, or classes do not match the config.

@@ -113,7 +113,7 @@ class ImageFolderSource:
                     for ahead in range(position + len(pending), min(position + READ_AHEAD, len(keys))):
                         pending.append(pool.submit(_fetch, fs, root=root, key=keys[ahead]))
                     image, error = pending.popleft().result()
-                    yield Sample(position=position, key=key, label=label, image=image, error=error)
+                    yield Sample(position=position, key=key, label=label, data=image, error=error)
             finally:
                 for future in pending:
                     future.cancel()
@@ -217,11 +217,25 @@ def _fetch(fs: AbstractFileSystem, *, root: str, key: str) -> tuple[bytes | None
         try:
             return fs.cat_file(path), None
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not fs.exists(root):
-                raise SourceError(
-                    f"{fs.unstrip_protocol(root)} has vanished, so none of its pictures can be read; mount or restore the folder"
-                ) from error
-            # A remote store also answers with PermissionError when credentials expire: that is not the picture's fault.
-            if isinstance(error, FileNotFoundError) or (isinstance(fs, LocalFileSystem) and error.errno in _FILE_ERRNOS):
-                return None, f"the file cannot be read: {type(error).__name__}"
-            raise
+            return None, file_problem(error, fs=fs, root=root)
+
+
+def file_problem(error: OSError, *, fs: AbstractFileSystem, root: str) -> str:
+    """Return what is wrong with one file that could not be read; raise the error again if it is not about that file.
+
+    Args:
+        error: as the store raised it.
+        fs: the store.
+        root: path of the folder that holds the files.
+
+    Raises:
+        SourceError: the folder is gone.
+    """
+    if isinstance(error, FileNotFoundError) and not fs.exists(root):
+        raise SourceError(
+            f"{fs.unstrip_protocol(root)} has vanished, so none of its files can be read; mount or restore the folder"
+        ) from error
+    # A remote store also answers with PermissionError when credentials expire: that is not the file's fault.
+    if isinstance(error, FileNotFoundError) or (isinstance(fs, LocalFileSystem) and error.errno in _FILE_ERRNOS):
+        return f"the file cannot be read: {type(error).__name__}"
+    raise error

@@ -1,7 +1,8 @@
-"""Parquet files with embedded pictures, as Hugging Face image datasets write them."""
+"""Parquet files with embedded pictures or texts, as Hugging Face datasets write them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,16 @@ from storage.errors import DuplicateKeyError, SourceError
 from storage.sources.base import NO_LABEL, Sample, SourceUnit
 from storage.sources.checks import MAX_LABEL, key_problem, label_problem, load_classes
 from storage.sources.files import LISTING_THREADS, StoredFile, expand_files, unit_names, unit_token
-from storage.sources.parquet_file import check_columns, class_names, decode_row_group, open_parquet, pictures
+from storage.sources.parquet_file import (
+    NO_BYTES,
+    check_columns,
+    class_names,
+    data_column,
+    decode_row_group,
+    open_parquet,
+    stored_bytes,
+    too_long,
+)
 from storage.sources.parquet_reader import ParquetReader
 
 SUFFIXES = (".parquet", ".pq")
@@ -30,6 +40,9 @@ class ParquetSource:
 
     def __init__(self, config: ParquetConfig) -> None:
         self._config = config
+        self._column = data_column(config)
+        # Pictures have a limit of their own, in pixels.
+        self._max_bytes = config.max_document_bytes if config.of_text else sys.maxsize
         self._classes = load_classes(config.classes)
         self._listed = self._classes is not None or config.label_column is None
 
@@ -67,8 +80,10 @@ class ParquetSource:
                     "num_rows": num_rows,
                     "num_classes": len(self._classes) if self._classes is not None else None,
                 }
-                columns = [self._config.image_column, self._config.label_column, self._config.key_column]
+                columns = [self._column, self._config.label_column, self._config.key_column]
                 identity = [stem, locator["row_groups"], num_rows, columns, locator["num_classes"]]
+                if self._config.of_text:
+                    identity.append(self._max_bytes)
                 units.append(
                     SourceUnit(
                         name=f"{name}:{first_row:05d}-{first_row + num_rows:05d}",
@@ -111,24 +126,26 @@ class ParquetSource:
         with open_parquet(unit.locator["url"]) as parquet:
             _refuse_changed(parquet, unit=unit)
             for group in range(*unit.locator["row_groups"]):
-                for batch in self._batches(parquet, unit=unit, group=group, image=True):
-                    images = pictures(batch, column=self._config.image_column)
+                for batch in self._batches(parquet, unit=unit, group=group, with_data=True):
+                    values = stored_bytes(batch, column=self._column)
                     keys = self._keys(batch, unit=unit, position=position)
                     labels, problems = self._labels(batch, unit=unit)
                     for row, key in enumerate(keys):
-                        image: bytes | None = images[row].as_py()
-                        error = problems.get(row) or ("the image bytes are null" if image is None else None)
+                        data: bytes | None = values[row].as_py()
+                        error = problems.get(row) or (NO_BYTES if data is None else None)
+                        if data is not None and len(data) > self._max_bytes:
+                            error = error or too_long(data, max_bytes=self._max_bytes)
                         yield Sample(
                             position=position,
                             key=key,
                             label=int(labels[row]),
-                            image=image if error is None else None,
+                            data=data if error is None else None,
                             error=error,
                         )
                         position += 1
 
     def open(self, unit: SourceUnit) -> ParquetReader:
-        """Read a unit's keys and labels, then decode row groups as pictures are asked for.
+        """Read a unit's keys and labels, then decode row groups as samples are asked for.
 
         Raises:
             SourceError: as `read`.
@@ -141,7 +158,7 @@ class ParquetSource:
             _refuse_changed(parquet, unit=unit)
             for group in range(*unit.locator["row_groups"]):
                 before = len(keys)
-                for batch in self._batches(parquet, unit=unit, group=group, image=False):
+                for batch in self._batches(parquet, unit=unit, group=group, with_data=False):
                     batch_labels, batch_problems = self._labels(batch, unit=unit)
                     problems.update({len(keys) + row: problem for row, problem in batch_problems.items()})
                     keys += self._keys(batch, unit=unit, position=len(keys))
@@ -153,15 +170,16 @@ class ParquetSource:
                 group_rows.append(len(keys) - before)
         return ParquetReader(
             unit=unit,
-            image_column=self._config.image_column,
+            column=self._column,
+            max_bytes=self._max_bytes,
             keys=keys,
             labels=np.concatenate(labels),
             problems=problems,
             group_rows=group_rows,
         )
 
-    def _batches(self, parquet: pq.ParquetFile, *, unit: SourceUnit, group: int, image: bool) -> Iterator[pa.RecordBatch]:
-        columns = [self._config.image_column] if image else []
+    def _batches(self, parquet: pq.ParquetFile, *, unit: SourceUnit, group: int, with_data: bool) -> Iterator[pa.RecordBatch]:
+        columns = [self._column] if with_data else []
         columns += [column for column in (self._config.label_column, self._config.key_column) if column is not None]
         if columns:
             yield from decode_row_group(parquet, url=unit.locator["url"], group=group, columns=columns)

@@ -1,4 +1,4 @@
-"""Open a Parquet file of pictures, check what it holds, and decode one row group."""
+"""Open a Parquet file of pictures or texts, check what it holds, and decode one row group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.config.source import ParquetConfig
 from storage.errors import SourceError
@@ -16,6 +18,10 @@ from storage.sources.files import open_store, reaching
 
 BATCH_ROWS = 64
 """Rows decoded at a time. Small batches also keep the pictures of one batch below the 2 GiB of Arrow's binary type."""
+REMOTE_BLOCK_BYTES = 1 << 20
+"""What is read ahead of a column chunk in a remote store; Arrow asks for a chunk at a time."""
+
+NO_BYTES = "the bytes are null"
 
 _BYTES = "bytes"
 
@@ -29,7 +35,9 @@ def open_parquet(url: str) -> pq.ParquetFile:
     fs, path = open_store(url)
     with reaching(url, action="open"):
         try:
-            return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+            if isinstance(fs, LocalFileSystem | MemoryFileSystem):
+                return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
+            return pq.ParquetFile(fs.open(path, block_size=REMOTE_BLOCK_BYTES), page_checksum_verification=True)
         except pa.ArrowInvalid as error:
             raise SourceError(f"{url} is truncated, damaged or no Parquet file: {error}; copy or write it again") from error
 
@@ -60,12 +68,24 @@ def decode_row_group(parquet: pq.ParquetFile, *, url: str, group: int, columns: 
         )
 
 
-def pictures(batch: pa.RecordBatch, *, column: str) -> pa.Array:
-    """Return the picture bytes of a batch as a binary array; null where the struct or its bytes are."""
+def stored_bytes(batch: pa.RecordBatch, *, column: str) -> pa.Array:
+    """Return the bytes of pictures or texts of a batch as a binary array; null where the value, struct or its bytes are."""
     array = batch.column(column)
-    if not pa.types.is_struct(array.type):
-        return array
-    return array.flatten()[array.type.get_field_index(_BYTES)]
+    if pa.types.is_struct(array.type):
+        return array.flatten()[array.type.get_field_index(_BYTES)]
+    if pa.types.is_string(array.type):
+        return array.cast(pa.binary())
+    return array.cast(pa.large_binary()) if pa.types.is_large_string(array.type) else array
+
+
+def data_column(config: ParquetConfig) -> str:
+    """Return the column that holds pictures or texts."""
+    return config.text_column if config.text_column is not None else config.image_column
+
+
+def too_long(data: bytes, *, max_bytes: int) -> str:
+    """Return what is wrong with a text of more bytes than the config allows."""
+    return f"it is {len(data)} bytes long, more than source.max_document_bytes = {max_bytes}"
 
 
 def check_columns(schema: pa.Schema, *, url: str, config: ParquetConfig) -> None:
@@ -74,14 +94,10 @@ def check_columns(schema: pa.Schema, *, url: str, config: ParquetConfig) -> None
     Raises:
         SourceError: a column is missing or of another type; the message names the columns there are.
     """
-    image = _field(schema, url=url, column=config.image_column, option="image_column").type
-    if pa.types.is_struct(image) and image.get_field_index(_BYTES) >= 0:
-        image = image.field(_BYTES).type
-    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-        raise SourceError(
-            f"{url}: column {config.image_column!r} is {image}, not struct<bytes, path> or binary, so it holds no pictures; name "
-            "the picture column in source.image_column"
-        )
+    if config.text_column is None:
+        _check_pictures(schema, url=url, column=config.image_column)
+    else:
+        _check_texts(schema, url=url, column=config.text_column)
     if config.label_column is not None:
         label = _field(schema, url=url, column=config.label_column, option="label_column").type
         if not pa.types.is_integer(label):
@@ -96,6 +112,29 @@ def check_columns(schema: pa.Schema, *, url: str, config: ParquetConfig) -> None
                 f"{url}: column {config.key_column!r} is {key}, not a string or integer, so it holds no keys; name another "
                 "source.key_column, or null for keys of file stem and row number"
             )
+
+
+def _check_pictures(schema: pa.Schema, *, url: str, column: str) -> None:
+    image = _field(schema, url=url, column=column, option="image_column").type
+    if pa.types.is_struct(image) and image.get_field_index(_BYTES) >= 0:
+        image = image.field(_BYTES).type
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        hint = ", or a column of texts in source.text_column" if pa.types.is_string(image) else ""
+        raise SourceError(
+            f"{url}: column {column!r} is {image}, not struct<bytes, path> or binary, so it holds no pictures; name the picture "
+            f"column in source.image_column{hint}"
+        )
+
+
+def _check_texts(schema: pa.Schema, *, url: str, column: str) -> None:
+    text = _field(schema, url=url, column=column, option="text_column").type
+    if not any(
+        test(text) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    ):
+        raise SourceError(
+            f"{url}: column {column!r} is {text}, not string or binary, so it holds no texts; name the text column in "
+            "source.text_column"
+        )
 
 
 def class_names(schema: pa.Schema, *, url: str, column: str | None) -> tuple[str, ...] | None:

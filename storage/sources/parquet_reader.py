@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from storage.errors import SampleError
 from storage.sources.base import SourceUnit
-from storage.sources.parquet_file import decode_row_group, open_parquet, pictures
+from storage.sources.parquet_file import NO_BYTES, decode_row_group, open_parquet, stored_bytes, too_long
 
 CACHED_ROW_GROUPS = 4
 
@@ -24,14 +24,16 @@ class ParquetReader:
         self,
         *,
         unit: SourceUnit,
-        image_column: str,
+        column: str,
+        max_bytes: int,
         keys: Sequence[str],
         labels: npt.NDArray[np.int64],
         problems: dict[int, str],
         group_rows: Sequence[int],
     ) -> None:
         self._unit = unit
-        self._image_column = image_column
+        self._column = column
+        self._max_bytes = max_bytes
         self._keys = keys
         self._labels = labels
         self._problems = problems
@@ -52,10 +54,10 @@ class ParquetReader:
         return self._labels
 
     def read(self, position: int) -> bytes:
-        """Return a picture's bytes.
+        """Return the bytes of a picture or text.
 
         Raises:
-            SampleError: the row has no picture or no valid label.
+            SampleError: the row has no picture or text, or no valid label.
             SourceError: its row group does not decode.
         """
         if not 0 <= position < len(self._keys):
@@ -64,17 +66,19 @@ class ParquetReader:
             raise SampleError(f"{self._keys[position]}: {self._problems[position]}")
         index = int(np.searchsorted(self._group_ends, position, side="right"))
         row = position - (int(self._group_ends[index - 1]) if index else 0)
-        image: bytes | None = self._load(self._first_group + index)[row].as_py()
-        if image is None:
-            raise SampleError(f"{self._keys[position]}: the image bytes are null")
-        return image
+        data: bytes | None = self._load(self._first_group + index)[row].as_py()
+        if data is None:
+            raise SampleError(f"{self._keys[position]}: {NO_BYTES}")
+        if len(data) > self._max_bytes:
+            raise SampleError(f"{self._keys[position]}: {too_long(data, max_bytes=self._max_bytes)}")
+        return data
 
     def _load(self, group: int) -> pa.ChunkedArray:
         with self._lock:
             if group not in self._groups:
-                column = self._image_column
+                column = self._column
                 batches = decode_row_group(self._parquet, url=self._unit.locator["url"], group=group, columns=[column])
-                self._groups[group] = pa.chunked_array([pictures(batch, column=column) for batch in batches])
+                self._groups[group] = pa.chunked_array([stored_bytes(batch, column=column) for batch in batches])
                 if len(self._groups) > CACHED_ROW_GROUPS:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(group)

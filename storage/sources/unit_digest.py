@@ -14,7 +14,7 @@ class UnitDigest:
     """A sha256 that grows with each sample of a unit, in order.
 
     For each sample it takes in: the key as UTF-8, a zero byte, the label as little-endian int64, and the 32 bytes of the sha256
-    of the picture's stored bytes (of no bytes where they could not be read). So it does not depend on the container, on paths or
+    of the stored bytes (of no bytes where they could not be read). So it does not depend on the container, on paths or
     on file times.
     """
 
@@ -37,7 +37,7 @@ class UnitDigest:
             raise ValueError(f"sample {sample.key!r} has position {sample.position}, but {self._num_samples} is next")
         self._num_samples += 1
         self._sha256.update(sample.key.encode() + b"\0" + _LABEL.pack(sample.label))
-        self._sha256.update(hashlib.sha256(sample.image if sample.image is not None else b"").digest())
+        self._sha256.update(hashlib.sha256(sample.data if sample.data is not None else b"").digest())
 
     def hexdigest(self) -> str:
         """Return the digest of what was added so far, 64 hex digits."""

@@ -1,12 +1,13 @@
-"""WebDataset tars: members that share a name up to the first dot are one sample."""
+"""WebDataset tars: members that share a name up to the first dot are one sample, a picture or a text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from storage.config.source import WebDatasetConfig
 from storage.errors import DuplicateKeyError, SampleError, SourceError
 from storage.sources.base import NO_LABEL, Sample, SourceUnit
 from storage.sources.checks import key_problem, label_problem, load_classes
+from storage.sources.compression import content
 from storage.sources.files import READ_BLOCK_BYTES, expand_files, open_store, reaching, unit_names, unit_token
 from storage.sources.tar import TarMember, scan_tar
 
@@ -42,7 +44,10 @@ class WebDatasetSource:
     def __init__(self, config: WebDatasetConfig) -> None:
         self._config = config
         self._classes = load_classes(config.classes)
-        self._image_fields = tuple(name.lower() for name in config.image_fields)
+        self._of_text = config.text_fields is not None
+        fields = config.text_fields if config.text_fields is not None else config.image_fields
+        self._data_fields = tuple(name.lower() for name in fields)
+        self._max_bytes = config.max_document_bytes if self._of_text else sys.maxsize
         self._label_field = config.label_field.lower() if config.label_field is not None else None
 
     @property
@@ -57,11 +62,17 @@ class WebDatasetSource:
             SourceError: nothing matches or the store cannot be reached.
         """
         files = expand_files(self._config.path, suffixes=(".tar",))
-        identity = [self._image_fields, self._label_field, self._num_classes]
+        identity: list[Any] = [self._data_fields, self._label_field, self._num_classes]
+        if self._of_text:
+            identity.append(self._max_bytes)
         return [
             SourceUnit(name=name, locator={"url": file.url}, stat_token=unit_token(identity, tokens=[file.token]))
             for name, file in zip(unit_names(files), files, strict=True)
         ]
+
+    @property
+    def _noun(self) -> str:
+        return "text" if self._of_text else "picture"
 
     @property
     def _num_classes(self) -> int | None:
@@ -71,57 +82,75 @@ class WebDatasetSource:
         """Yield a tar's samples in order, reading it once from front to back.
 
         Raises:
-            SourceError: the tar has vanished, is truncated or damaged, or no sample has the config's picture or label field.
+            SourceError: the tar has vanished, is truncated or damaged, or no sample has the config's picture, text or label.
             DuplicateKeyError: two samples of the tar share a key.
         """
         url: str = unit.locator["url"]
-        load = frozenset(self._image_fields) | ({self._label_field} if self._label_field is not None else frozenset())
+        load = dict.fromkeys(self._data_fields, self._max_bytes)
+        if self._label_field is not None:
+            load[self._label_field] = sys.maxsize
         errors: list[str | None] = []
         fields: set[str] = set()
         with _opened(url) as (file, size_bytes):
             for position, group in enumerate(_groups(file, size_bytes=size_bytes, url=url, load=load)):
-                label, image_field, error = self._interpret(group)
+                label, data_field, error = self._interpret(group)
                 errors.append(error)
                 fields.update(group.members)
-                image = group.data[image_field] if image_field is not None and error is None else None
-                yield Sample(position=position, key=group.key, label=label, image=image, error=error)
+                data = None
+                if data_field is not None and error is None:
+                    data, error = self._content(group.data[data_field], name=data_field)
+                yield Sample(position=position, key=group.key, label=label, data=data, error=error)
         self._refuse_misfit(url, errors=errors, fields=fields)
 
     def open(self, unit: SourceUnit) -> WebDatasetReader:
-        """Scan a tar's headers and labels once, then read single pictures by their place in it.
+        """Scan a tar's headers and labels once, then read single samples by their place in it.
 
         Raises:
             SourceError: as `read`.
             DuplicateKeyError: as `read`.
         """
         url: str = unit.locator["url"]
-        load = frozenset({self._label_field}) if self._label_field is not None else frozenset()
+        load = {self._label_field: sys.maxsize} if self._label_field is not None else {}
         keys: list[str] = []
         labels: list[int] = []
         spans: list[tuple[int, int]] = []
+        names: list[str] = []
         errors: list[str | None] = []
         fields: set[str] = set()
         with _opened(url) as (file, size_bytes):
             for group in _groups(file, size_bytes=size_bytes, url=url, load=load):
-                label, image_field, error = self._interpret(group)
+                label, data_field, error = self._interpret(group)
                 keys.append(group.key)
                 labels.append(label)
                 errors.append(error)
                 fields.update(group.members)
-                member = group.members[image_field] if image_field is not None else None
+                member = group.members[data_field] if data_field is not None else None
                 spans.append((member.offset, member.size_bytes) if member is not None else (0, 0))
+                names.append((data_field or "") if self._of_text else "")
         self._refuse_misfit(url, errors=errors, fields=fields)
-        return WebDatasetReader(url=url, keys=keys, labels=labels, spans=spans, errors=errors)
+        return WebDatasetReader(
+            url=url, keys=keys, labels=labels, spans=spans, names=names, errors=errors, max_bytes=self._max_bytes
+        )
+
+    def _content(self, data: bytes, *, name: str) -> tuple[bytes | None, str | None]:
+        try:
+            return content(data, name=name if self._of_text else "", max_bytes=self._max_bytes), None
+        except SampleError as error:
+            return None, str(error)
 
     def _interpret(self, group: _Group) -> tuple[int, str | None, str | None]:
-        """Return label, field of the picture, and what is wrong."""
-        image_field = next((name for name in self._image_fields if name in group.members), None)
+        """Return label, field of the picture or text, and what is wrong."""
+        data_field = next((name for name in self._data_fields if name in group.members), None)
         label, problem = self._label(group)
-        if image_field is None:
-            return label, None, f"there is no picture: no member {' or '.join(self._image_fields)}, only {_listed(group.members)}"
-        if group.members[image_field].is_link:
-            return label, image_field, f"member {group.members[image_field].name!r} is a link, and links are not followed"
-        return label, image_field, problem
+        if data_field is None:
+            fields = " or ".join(self._data_fields)
+            return label, None, f"there is no {self._noun}: no member {fields}, only {_listed(group.members)}"
+        member = group.members[data_field]
+        if member.is_link:
+            return label, data_field, f"member {member.name!r} is a link, and links are not followed"
+        if member.size_bytes > self._max_bytes:
+            problem = f"it is {member.size_bytes} bytes long, more than source.max_document_bytes = {self._max_bytes}"
+        return label, data_field, problem
 
     def _label(self, group: _Group) -> tuple[int, str | None]:
         if self._label_field is None:
@@ -138,10 +167,10 @@ class WebDatasetSource:
     def _refuse_misfit(self, url: str, *, errors: Sequence[str | None], fields: set[str]) -> None:
         if not errors:
             return
-        if not fields & set(self._image_fields):
+        if not fields & set(self._data_fields):
             raise SourceError(
-                f"{url}: not one of its {len(errors)} samples has a picture ({', '.join(self._image_fields)}); they hold "
-                f"{_listed(fields)}; name the picture's extension in source.image_fields"
+                f"{url}: not one of its {len(errors)} samples has a {self._noun} ({', '.join(self._data_fields)}); they hold "
+                f"{_listed(fields)}; name the {self._noun}'s extension in source.{'text' if self._of_text else 'image'}_fields"
             )
         if self._label_field is not None and self._label_field not in fields:
             raise SourceError(
@@ -160,13 +189,17 @@ class WebDatasetReader:
         keys: Sequence[str],
         labels: Sequence[int],
         spans: Sequence[tuple[int, int]],
+        names: Sequence[str],
         errors: Sequence[str | None],
+        max_bytes: int,
     ) -> None:
         self._url = url
         self._fs, self._path = open_store(url)
         self._keys = keys
         self._labels = np.asarray(labels, dtype=np.int64)
         self._spans = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+        self._names = names
+        self._max_bytes = max_bytes
         self._errors = {position: error for position, error in enumerate(errors) if error is not None}
 
     @property
@@ -180,10 +213,10 @@ class WebDatasetReader:
         return self._labels
 
     def read(self, position: int) -> bytes:
-        """Return a picture's bytes.
+        """Return the bytes of a picture or text.
 
         Raises:
-            SampleError: the sample has no picture or no valid label.
+            SampleError: the sample has no picture or text, or no valid label.
             SourceError: the tar has vanished or become shorter.
         """
         if not 0 <= position < len(self._keys):
@@ -197,7 +230,10 @@ class WebDatasetReader:
             data: bytes = self._fs.cat_file(self._path, start=offset, end=offset + size_bytes)
         if len(data) != size_bytes:
             raise SourceError(f"{self._url} has become shorter since it was opened; leave sources alone while they are read")
-        return data
+        try:
+            return content(data, name=self._names[position], max_bytes=self._max_bytes)
+        except SampleError as error:
+            raise SampleError(f"{self._keys[position]}: {error}") from error
 
     def close(self) -> None:
         """Release files; none stay open between reads."""
@@ -219,8 +255,8 @@ def _opened(url: str) -> Iterator[tuple[BinaryIO, int]]:
         yield file, size_bytes
 
 
-def _groups(file: BinaryIO, *, size_bytes: int, url: str, load: frozenset[str]) -> Iterator[_Group]:
-    """Yield samples in order, with the bytes of the fields in `load`."""
+def _groups(file: BinaryIO, *, size_bytes: int, url: str, load: Mapping[str, int]) -> Iterator[_Group]:
+    """Yield samples in order, with the bytes of the fields in `load`, where they are no more than it says."""
     positions: dict[str, int] = {}
     group: _Group | None = None
     num_members = 0
@@ -247,7 +283,7 @@ def _groups(file: BinaryIO, *, size_bytes: int, url: str, load: frozenset[str]) 
                 "only one can be meant, so write the tar again without one of them"
             )
         group.members[name] = member
-        if name in load and not member.is_link:
+        if member.size_bytes <= load.get(name, -1) and not member.is_link:
             with reaching(url, action="read"):
                 file.seek(member.offset)
                 group.data[name] = file.read(member.size_bytes)

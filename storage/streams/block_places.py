@@ -47,6 +47,12 @@ class BlockPlaces:
         num_rows: npt.NDArray[np.int64] = self._columns[self._by_view[view], _COLUMNS.index("num_rows")].astype(np.int64)
         return num_rows
 
+    def spans(self, *, view: int) -> npt.NDArray[np.int64]:
+        """Return int64 [blocks, 3], of each block of a view its part, its first sample and its number of samples."""
+        blocks = self._by_view[view]
+        columns = [_COLUMNS.index("first_sample"), _COLUMNS.index("num_samples")]
+        return np.column_stack([self._parts[blocks], self._columns[blocks][:, columns]]).astype(np.int64)
+
     def part(self, *, view: int, block_id: int) -> int:
         """Return the part of a block of a view, as a row of the table of parts."""
         return int(self._parts[self._by_view[view][block_id]])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,30 +20,10 @@ from storage.sources.base import Source, SourceUnit, UnitReader
 from storage.specs import SoftLabelsSpec
 from storage.streams.base import StreamRows
 from storage.streams.block_places import BlockPlaces
+from storage.streams.recent import Recent
 
 _OPEN_UNITS = 64
 _NAMES_AT_A_TIME = 65_536
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class _Recent(Generic[K, V]):
-    """The most recently used values, at most `capacity`."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._values: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        """Return a value that is still held."""
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
-
-    def put(self, key: K, value: V) -> V | None:
-        """Hold a value; return one that had to go."""
-        self._values[key] = value
-        return self._values.popitem(last=False)[1] if len(self._values) > self._capacity else None
 
 
 def _labelled_units(label_set: LabelSet, *, source: Source) -> list[SourceUnit]:
@@ -87,8 +66,8 @@ class LabelStream:
             MismatchError: the source lacks a unit that was labelled, or the label set does not hold what `target` asks for.
         """
         self._label_set = label_set
-        self._target = target or label_set.manifest.request.target
-        reason = why_not_narrower(label_set.manifest.request.target, asked=self._target)
+        self._target = target or label_set.manifest.request.soft_labels
+        reason = why_not_narrower(label_set.manifest.request.soft_labels, asked=self._target)
         if reason is not None:
             raise MismatchError(f"label set {label_set.manifest.name!r} cannot serve this target: {reason}")
         self._source = source
@@ -98,9 +77,11 @@ class LabelStream:
 
     def _reset(self) -> None:
         self._places = BlockPlaces(self._label_set.parts, num_views=self._label_set.manifest.num_views)
-        self._blocks: _Recent[tuple[int, int], LabelBlock] = _Recent(self._held_blocks)
-        self._readers: _Recent[str, UnitReader] = _Recent(_OPEN_UNITS)
-        self._tables: _Recent[int, SampleTable] = _Recent(_OPEN_UNITS)
+        self._blocks: Recent[tuple[int, int], LabelBlock] = Recent(self._held_blocks)
+        # The blocks that are held are of as many units at most.
+        num_open = min(self._held_blocks, _OPEN_UNITS)
+        self._readers: Recent[str, UnitReader] = Recent(num_open)
+        self._tables: Recent[int, SampleTable] = Recent(num_open)
 
     def __getstate__(self) -> dict[str, Any]:
         held = {"_places", "_blocks", "_readers", "_tables"}
@@ -118,7 +99,7 @@ class LabelStream:
     def identity(self) -> str:
         """Return a fingerprint of the rows and their order."""
         named = {"label_set": self._label_set.manifest.id, "stream": 1}
-        narrowed = {"target": self._target.to_json()} if self._target != self._label_set.manifest.request.target else {}
+        narrowed = {"target": self._target.to_json()} if self._target != self._label_set.manifest.request.soft_labels else {}
         return fingerprint(named | narrowed)
 
     def _view(self, epoch: int) -> int:
@@ -146,7 +127,7 @@ class LabelStream:
         if table is None:
             cell = self._label_set.parts.column("samples")[part].as_py()
             path = self._label_set.tar_path(part)
-            table = decode_samples(self._label_set.cache.read_extent(path, Extent(**cell)), origin=self._origin(path))
+            table = decode_samples(self._label_set.read_extent(path, Extent(**cell)), origin=self._origin(path))
             num_samples = self._label_set.parts.column("num_samples")[part].as_py()
             if len(table.keys) != num_samples:
                 raise CorruptError(
@@ -159,7 +140,7 @@ class LabelStream:
         """Return a decoded block of a view, checked against the label set and narrowed to the target, not joined."""
         place = self._places.place(view=view, block_id=block_id)
         path = self._label_set.tar_path(place.part)
-        block = decode_label_block(self._label_set.cache.read_extent(path, place.extent), origin=self._origin(path))
+        block = decode_label_block(self._label_set.read_extent(path, place.extent), origin=self._origin(path))
         found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
         if found != (view, place.first_sample, place.num_samples, place.num_rows):
             raise CorruptError(
@@ -188,7 +169,7 @@ class LabelStream:
             raise MismatchError(
                 f"unit {self._units[place.part].name!r} does not hold the samples that were labelled: at position "
                 f"{place.first_sample + differ} the labels are of {there!r}, the source holds {here!r}; "
-                "restore the source or run decant label on it"
+                f"restore the source or {self._label_set.again}"
             )
         self._blocks.put((view, block_id), block)
         return block

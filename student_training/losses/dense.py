@@ -27,6 +27,17 @@ def dense_kl(student_logits: Tensor, *, teacher_logits: Tensor, temperature: flo
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
+def dense_reverse_kl(student_logits: Tensor, *, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(z / T) || softmax(t / T)), without a factor of T^2; arguments and result as of `dense_kl`.
+
+    References:
+        Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, https://arxiv.org/abs/2306.08543
+    """
+    log_q = torch.log_softmax(_wide(student_logits) / temperature, dim=1)
+    log_p = torch.log_softmax(_wide(teacher_logits.detach()) / temperature, dim=1)
+    return (log_q.exp() * (log_q - log_p)).sum(dim=1)
+
+
 def hard_cross_entropy(student_logits: Tensor, *, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """-sum of P log softmax(z), P = 1 - smoothing on the label plus smoothing / C on every class.
 

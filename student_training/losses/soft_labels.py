@@ -18,7 +18,7 @@ from torch import Tensor
 
 RestPolicy = Literal["uniform", "mean", "bucket", "renormalize"]
 
-_NEVER = -1e30
+NEVER = -1e30
 """Takes a class out of a logsumexp; finite, so that a row without other classes has a finite gradient."""
 
 _MEAN_FLOOR = 1e-8
@@ -52,7 +52,7 @@ def uniform_rest_kl(
     References:
         Wu et al., TinyViT: Fast Pretraining Distillation for Small Vision Transformers, https://arxiv.org/abs/2207.10666
     """
-    log_q = _student_log_probs(student_logits, temperature=temperature)
+    log_q = student_log_probs(student_logits, temperature=temperature)
     return _spread_kl(
         log_q, class_ids=class_ids, probs=probs, rest=rest, weights=None, exponent=generation_temperature / temperature
     )
@@ -84,7 +84,7 @@ def mean_rest_kl(
     Returns:
         [B], float32 or wider.
     """
-    log_q = _student_log_probs(student_logits, temperature=temperature)
+    log_q = student_log_probs(student_logits, temperature=temperature)
     return _spread_kl(
         log_q,
         class_ids=class_ids,
@@ -121,16 +121,16 @@ def bucket_rest_kl(
     Returns:
         [B], float32 or wider.
     """
-    log_q = _student_log_probs(student_logits, temperature=temperature)
+    log_q = student_log_probs(student_logits, temperature=temperature)
     ids = class_ids.long()
     with torch.no_grad():
         kept = probs > 0
         num_others = (log_q.shape[1] - kept.sum(dim=1)).double()
-        kept_p, rest_p = _temper(
+        kept_p, rest_p = temper_rows(
             probs, rest=rest, rest_weight=num_others, tempered_weight=num_others, exponent=generation_temperature / temperature
         )
         kept_p, rest_p = kept_p.to(log_q.dtype), rest_p.to(log_q.dtype)
-        without_kept = torch.where(kept, _NEVER, 0.0).to(log_q.dtype)
+        without_kept = torch.where(kept, NEVER, 0.0).to(log_q.dtype)
     log_q_rest = torch.logsumexp(log_q.scatter_add(1, ids, without_kept), dim=1)
     kept_kl = (torch.xlogy(kept_p, kept_p) - kept_p * log_q.gather(1, ids)).sum(dim=1)
     return kept_kl + torch.xlogy(rest_p, rest_p) - rest_p * log_q_rest
@@ -158,10 +158,10 @@ def renormalized_kl(
     Returns:
         [B], float32 or wider.
     """
-    log_q = _student_log_probs(student_logits, temperature=temperature)
+    log_q = student_log_probs(student_logits, temperature=temperature)
     with torch.no_grad():
         none = torch.zeros_like(probs[:, 0], dtype=torch.float64)
-        kept_p, _ = _temper(
+        kept_p, _ = temper_rows(
             probs, rest=none, rest_weight=none, tempered_weight=none, exponent=generation_temperature / temperature
         )
         kept_p = kept_p.to(log_q.dtype)
@@ -210,13 +210,13 @@ def _policy_weights(policy: str, *, mean_class_probs: Tensor | None, like: Tenso
     return spread_weights(mean_class_probs)
 
 
-def _student_log_probs(logits: Tensor, *, temperature: float) -> Tensor:
+def student_log_probs(logits: Tensor, *, temperature: float) -> Tensor:
     """Return log softmax(z / T) in float32 or wider."""
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return torch.log_softmax(wide / temperature if temperature != 1.0 else wide, dim=1)
 
 
-def _temper(
+def temper_rows(
     probs: Tensor, *, rest: Tensor, rest_weight: Tensor, tempered_weight: Tensor, exponent: float
 ) -> tuple[Tensor, Tensor]:
     """Return float64 probabilities of kept classes [B, K] and of the rest [B], re-tempered and normalised together.
@@ -255,7 +255,9 @@ def _spread_kl(
             rest_weight, tempered_weight, log_weight = sums.unbind(dim=1)
         has_rest = (kept.sum(dim=1) < log_q.shape[1]) & (rest_weight > 0) & (tempered_weight > 0)
         rest_weight = torch.where(has_rest, rest_weight, 0.0)
-        kept_p, rest_p = _temper(probs, rest=rest, rest_weight=rest_weight, tempered_weight=tempered_weight, exponent=exponent)
+        kept_p, rest_p = temper_rows(
+            probs, rest=rest, rest_weight=rest_weight, tempered_weight=tempered_weight, exponent=exponent
+        )
         divisor = torch.where(has_rest, tempered_weight, 1.0)
         rest_term = torch.xlogy(rest_p, rest_p) + rest_p * (log_weight / divisor - divisor.log())
         kept_p, rest_term = kept_p.to(log_q.dtype), rest_term.to(log_q.dtype)

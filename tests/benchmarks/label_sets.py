@@ -71,10 +71,10 @@ def write_label_set(folder: Path, *, target: SoftLabelsSpec, units: Iterable[Uni
 
 
 def _write_part(cache: Cache, *, part: PartSpec, unit: UnitLabels, request: RequestSpec, unit_name: str) -> PartRecord:
-    writer = PartWriter(part=part, target=request.target, samples=unit.samples)
+    writer = PartWriter(part=part, target=request.soft_labels, samples=unit.samples)
     statistics = PartStatistics()
     num_samples = len(unit.samples.keys)
-    size = block_rows(request.target, num_samples=num_samples)
+    size = block_rows(request.soft_labels, num_samples=num_samples)
     for view, batch in enumerate(unit.views):
         digests = np.random.default_rng([view, num_samples]).integers(0, 2**64, size=num_samples, dtype=np.uint64)
         for first in range(0, num_samples, size):
@@ -85,7 +85,7 @@ def _write_part(cache: Cache, *, part: PartSpec, unit: UnitLabels, request: Requ
             present = np.ones(len(rows), dtype=np.bool_)
             data = writer.add_rows(rows, view=view, first_sample=first, present=present, view_digests=digests[span])
             stored = decode_label_block(data, origin="benchmark").soft_labels
-            statistics = statistics.plus(measure(rows, stored, labels=unit.samples.labels[span], target=request.target))
+            statistics = statistics.plus(measure(rows, stored, labels=unit.samples.labels[span], target=request.soft_labels))
     data, record = writer.finish(
         unit_name=unit_name,
         class_means=sum(batch.probability_sums for batch in unit.views) / max(statistics.num_rows, 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ _NOISE = 1.0
 compress to half their size; with this, blocks of copies are as large as blocks of as many real rows, within 1 %."""
 
 _UNIT_PICTURES = 60_000
+
+PEAKED_CLASSES = 151_936
+PEAKED_ORIGIN = (
+    "MADE logits over 151,936 classes, as peaked as a large language model's: word frequencies in two regimes (exponents 1 and 2, "
+    "from rank 8,000 on), 2.5 nats of context, sharpened 1.8 times; token ids ascend with rank up to 0.7 nats, as merges do"
+)
+"""Ferrer i Cancho and Sole, Two regimes in the frequency of words, 2001. No such model's labels are here to measure on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,17 @@ def _make(*, num_samples: int, num_views: int, num_classes: int) -> Logits:
     return Logits(
         values=values, num_views=num_views, origin="MADE labels (the real ones are not here): Gaussian classes", is_real=False
     )
+
+
+def peaked_logits(num_rows: int, *, step: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield float32 [at most `step`, PEAKED_CLASSES], logits as `PEAKED_ORIGIN` says."""
+    rng = np.random.default_rng(151_936)
+    ids = np.arange(PEAKED_CLASSES)
+    ranks = np.argsort(np.argsort(np.log(ids + 3) + 0.7 * rng.standard_normal(PEAKED_CLASSES)))
+    frequencies = -np.log(ranks + 3) - np.maximum(0, np.log((ranks + 1) / 8000))
+    for start in range(0, num_rows, step):
+        context = rng.standard_normal((min(step, num_rows - start), PEAKED_CLASSES), dtype=np.float32)
+        yield (1.8 * (frequencies.astype(np.float32) + np.float32(2.5) * context)).astype(np.float32)
 
 
 def rank(logits: npt.NDArray[np.float32], *, spec: SoftLabelsSpec) -> ExtractedBatch:

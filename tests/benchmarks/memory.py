@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -121,11 +122,12 @@ def _label(folder: Path, teacher: dict[str, Any], batch_size: int, num_units: in
 
 
 def _read(folder: Path, num_units: int, repeat: int) -> _Ended:
+    source = {"kind": "webdataset", "path": str(folder / f"tars-{num_units}")}
     return _measure(
         folder,
         "tests.benchmarks.read_epoch",
         f"--cache={folder / f'cache-{num_units}-{repeat}'}",
-        f"--tars={folder / f'tars-{num_units}'}",
+        f"--source={json.dumps(source)}",
         f"--window-blocks={_WINDOW_BLOCKS}",
         f"--batch-size={_READ_BATCH}",
     )

@@ -6,8 +6,10 @@ import argparse
 import json
 import sys
 
+from pydantic import TypeAdapter
+
 from storage.cache import Cache
-from storage.config.source import WebDatasetConfig
+from storage.config import SourceConfig
 from storage.label_set import LabelSet
 from storage.order import EpochOrder
 from storage.sources import open_source
@@ -18,12 +20,13 @@ def main() -> None:
     """Read, and print the number of rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", required=True)
-    parser.add_argument("--tars", required=True)
+    parser.add_argument("--name", default="benchmark", help="of the label set")
+    parser.add_argument("--source", required=True, help="its config as JSON")
     parser.add_argument("--window-blocks", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     arguments = parser.parse_args()
-    label_set = LabelSet.open(Cache.at(arguments.cache), name_or_id="benchmark")
-    source = open_source(WebDatasetConfig(kind="webdataset", path=arguments.tars))
+    label_set = LabelSet.open(Cache.at(arguments.cache), name_or_id=arguments.name)
+    source = open_source(TypeAdapter(SourceConfig).validate_json(arguments.source))
     stream = LabelStream(label_set, source=source, held_blocks=arguments.window_blocks + 1)
     order = EpochOrder(block_rows=stream.block_rows(epoch=0), seed=0, epoch=0, window_blocks=arguments.window_blocks)
     num_rows = 0

@@ -172,7 +172,7 @@ def _check_ours(stream: LabelStream, *, label_set: LabelSet, expected: Sequence[
     Raises:
         AssertionError: the reader gives something else; its speed would mean nothing.
     """
-    codec = label_set.manifest.request.target.codec
+    codec = label_set.manifest.request.soft_labels.codec
     for view, rows in enumerate(expected):
         start = 0
         for block_id in range(len(stream.block_rows(epoch=view))):

@@ -10,13 +10,37 @@ import pytest
 from tests.benchmarks.__main__ import BENCHMARKS, main, page, run_benchmark
 from tests.benchmarks.report import Goal, Report, Table, goal_rows, to_markdown
 
-EXPECTED_GOALS = {"bytes": 17, "reading": 4, "labelling": 2, "training": 1, "memory": 2, "truth": 6}
+EXPECTED_GOALS = {
+    "bytes": 17,
+    "reading": 4,
+    "labelling": 2,
+    "training": 1,
+    "memory": 2,
+    "truth": 6,
+    "text_bytes": 13,
+    "sampling": 6,
+    "features": 6,
+}
 EXPECTED_ROWS = {
     "bytes": {
         "decant exact, K=10",
         "decant compact, K=100",
         "TinyViT record, seek and read, K=100",
         "Parquet, zstd list columns, K=10",
+    },
+    "text_bytes": {
+        "decant exact, K=64",
+        "decant sampled, 50 draws (RS-KD)",
+        "decant threshold, levels 7",
+        "Megatron-LM: torch.save, zstd",
+        "RS-KD, 3 bytes an entry",
+    },
+    "sampling": {
+        "sampled, 50 draws (RS-KD)",
+        "threshold, levels 32",
+        "top 300, rest as a bucket",
+        "hard labels",
+        "all classes (dense)",
     },
     "reading": {
         "decant exact, K=100",
@@ -33,6 +57,7 @@ EXPECTED_ROWS = {
     "training": {"cached labels", "hard labels", "live teacher"},
     "memory": {"decant label, 160 rows", "reading an epoch, 80 rows"},
     "truth": {"all classes, in float32", "top-10, read, against densified"},
+    "features": {"decant float16", "decant int8", "decant int8, groups of 64", "float16, .npy", "float16, safetensors"},
 }
 
 
@@ -61,8 +86,21 @@ def test_bytes():
         assert sum(row[1:-1]) == pytest.approx(row[-1])
 
 
+def test_text_bytes():
+    check(run_benchmark("text_bytes", quick=True))
+
+
+@pytest.mark.integration
+def test_sampling():
+    check(run_benchmark("sampling", quick=True))
+
+
 def test_reading():
     check(run_benchmark("reading", quick=True))
+
+
+def test_features():
+    check(run_benchmark("features", quick=True))
 
 
 @pytest.mark.integration

@@ -137,7 +137,7 @@ def _student(config: ExperimentConfig) -> nn.Module:
     assert config.training is not None
     torch.manual_seed(1)
     # In evaluation mode: one batch must have one loss, however often it is asked for.
-    return create_student(config.training.student, num_classes=_NUM_CLASSES).eval()
+    return create_student(config.training.picture_student, num_classes=_NUM_CLASSES).eval()
 
 
 def _batches(config: ExperimentConfig) -> Generator[Batch, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from storage import codecs
 from storage.codecs import RankedLabels
+from storage.codecs.columns import Bytes
 from storage.codecs.divergence import codec_kl
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
@@ -48,6 +50,22 @@ def check_rows(found: SoftLabels, *, num_rows: int, spec: SoftLabelsSpec) -> Non
     sums = found.probs.sum(axis=1, dtype=np.float64) + found.rest
     assert np.abs(sums - 1).max(initial=0) <= 1e-6
     assert ((found.class_ids >= 0) & (found.class_ids < spec.num_classes)).all()
+
+
+def check_streams_are_needed(
+    streams: Mapping[str, Bytes], *, name: str, num_rows: int, spec: SoftLabelsSpec, may_be_missing: bool = False
+) -> None:
+    """Fail if a block is read whose stream `name` is shorter, longer or missing, or that announces a row too many."""
+    for broken in (streams[name][:-1], np.append(streams[name], np.uint8(1))):
+        if len(broken) == len(streams[name]):
+            continue
+        with pytest.raises(FormatError):
+            codecs.decode({**streams, name: broken}, num_rows=num_rows, spec=spec)
+    if not may_be_missing:
+        with pytest.raises(FormatError):
+            codecs.decode({key: value for key, value in streams.items() if key != name}, num_rows=num_rows, spec=spec)
+    with pytest.raises(FormatError):
+        codecs.decode(streams, num_rows=num_rows + 1, spec=spec)
 
 
 class CodecContract(ABC):
@@ -145,17 +163,7 @@ class CodecContract(ABC):
         rows, spec = self.draw_case(data, num_classes=data.draw(st.sampled_from([2, 1000, 70_000])))
         streams = codecs.encode(rows, spec=spec)
         name = data.draw(st.sampled_from(sorted(streams)))
-        longer = np.append(streams[name], np.uint8(1))
-        for broken in (streams[name][:-1], longer):
-            if len(broken) == len(streams[name]):
-                continue
-            with pytest.raises(FormatError):
-                codecs.decode({**streams, name: broken}, num_rows=len(rows), spec=spec)
-        if not self.may_be_missing(name):
-            with pytest.raises(FormatError):
-                codecs.decode({key: value for key, value in streams.items() if key != name}, num_rows=len(rows), spec=spec)
-        with pytest.raises(FormatError):
-            codecs.decode(streams, num_rows=len(rows) + 1, spec=spec)
+        check_streams_are_needed(streams, name=name, num_rows=len(rows), spec=spec, may_be_missing=self.may_be_missing(name))
 
     @pytest.mark.parametrize(
         ("changes", "problem"),

@@ -34,13 +34,13 @@ class Item:
 
     name: str
     label: int
-    image: bytes
+    data: bytes
 
 
 def make_items() -> list[Item]:
     random = np.random.default_rng(0)
     return [
-        Item(name=f"s{index:03d}", label=index * NUM_CLASSES // NUM_ITEMS, image=random.bytes(40 + 7 * index))
+        Item(name=f"s{index:03d}", label=index * NUM_CLASSES // NUM_ITEMS, data=random.bytes(40 + 7 * index))
         for index in range(NUM_ITEMS)
     ]
 
@@ -63,6 +63,13 @@ def through_json(unit: SourceUnit) -> SourceUnit:
 class SourceContract(ABC):
     """`write` and `expected_key` describe a kind; the fixture `root` gives an empty folder in every store."""
 
+    labelled = True
+    """Whether samples of the kind have labels."""
+
+    def make_items(self) -> list[Item]:
+        """Return the items that are written; bytes and labels are such as the kind can hold."""
+        return make_items()
+
     @abstractmethod
     def write(self, root: str, items: Sequence[Item]) -> SourceConfig:
         """Write items so that they make several units, and return the config that reads them."""
@@ -76,7 +83,7 @@ class SourceContract(ABC):
 
     @pytest.fixture
     def items(self) -> list[Item]:
-        return make_items()
+        return self.make_items()
 
     @pytest.fixture
     def config(self, root: str, items: list[Item]) -> SourceConfig:
@@ -99,14 +106,14 @@ class SourceContract(ABC):
             samples += of_unit
         assert [sample.key for sample in samples] == [self.expected_key(item) for item in items]
         assert [sample.label for sample in samples] == [item.label for item in items]
-        assert [sample.image for sample in samples] == [item.image for item in items]
+        assert [sample.data for sample in samples] == [item.data for item in items]
         assert [sample.error for sample in samples] == [None] * len(items)
 
     def test_a_worker_reads_units_that_travelled(self, config, items):
         # A worker has the config and a unit from JSON; it never lists.
         units = [through_json(unit) for unit in open_source(config).units()]
-        images = [sample.image for unit in units for sample in open_source(config).read(unit)]
-        assert images == [item.image for item in items]
+        images = [sample.data for unit in units for sample in open_source(config).read(unit)]
+        assert images == [item.data for item in items]
 
     def test_random_access_equals_reading(self, config):
         source = open_source(config)
@@ -117,7 +124,7 @@ class SourceContract(ABC):
             assert reader.labels.dtype == np.int64
             assert reader.labels.tolist() == [sample.label for sample in samples]
             for sample in reversed(samples):
-                assert reader.read(sample.position) == sample.image
+                assert reader.read(sample.position) == sample.data
             for outside in (-1, len(samples)):
                 with pytest.raises(IndexError, match="position"):
                     reader.read(outside)
@@ -126,7 +133,7 @@ class SourceContract(ABC):
     def test_threads_share_a_reader(self, config):
         source = open_source(config)
         unit = source.units()[0]
-        images = [sample.image for sample in source.read(unit)]
+        images = [sample.data for sample in source.read(unit)]
         reader = source.open(unit)
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(reader.read, list(range(len(images))) * 3)) == images * 3
@@ -174,17 +181,19 @@ class SourceContract(ABC):
                 (unit.unit.name, unit.digest, unit.key_hash) for unit in here.units
             ]
 
-    @pytest.mark.parametrize("change", ["image", "label"])
+    @pytest.mark.parametrize("change", ["data", "label"])
     def test_one_changed_sample_changes_its_unit(self, items, root, tmp_path, change):
+        if change == "label" and not self.labelled:
+            pytest.skip("samples of this kind have no labels")
         before = index_source(open_source(self.write(f"{root}/before", items)))
         changed: dict[str, Any] = {
-            "image": bytes([items[0].image[0] ^ 1]) + items[0].image[1:],
+            "data": bytes([items[0].data[0] ^ 1]) + items[0].data[1:],
             "label": items[0].label + 1,
         }
         items[0] = replace(items[0], **{change: changed[change]})
         after = index_source(open_source(self.write(f"{root}/after", sorted(items, key=self.expected_key))))
         assert before.units[0].digest != after.units[0].digest
-        if change == "image":
+        if change == "data":
             assert [unit.digest for unit in before.units[1:]] == [unit.digest for unit in after.units[1:]]
 
     def test_memo_spares_reading_until_a_file_changes(self, config, items, root, tmp_path):
@@ -193,7 +202,7 @@ class SourceContract(ABC):
         again = index_source(open_source(config), memo=memo)
         assert again.num_units_read == 0
         assert again.units == first.units
-        items[0] = replace(items[0], image=items[0].image + b"!")
+        items[0] = replace(items[0], data=items[0].data + b"!")
         changed = index_source(open_source(self.write(root, items)), memo=memo)
         assert changed.num_units_read >= 1
         assert changed.units[0].digest != first.units[0].digest
@@ -206,13 +215,13 @@ class SourceContract(ABC):
         self.spoil(root, items, position=1, config=config)
         samples = list(source.read(units[0]))
         assert [sample.key for sample in samples] == [self.expected_key(item) for item in items[: len(samples)]]
-        assert samples[1].image is None
+        assert samples[1].data is None
         assert samples[1].error
-        assert all(sample.error is None and sample.image is not None for sample in samples if sample.position != 1)
+        assert all(sample.error is None and sample.data is not None for sample in samples if sample.position != 1)
         reader = source.open(units[0])
         with pytest.raises(SampleError, match=samples[1].key):
             reader.read(1)
-        assert reader.read(2) == items[2].image
+        assert reader.read(2) == items[2].data
         reader.close()
         digest = UnitDigest()
         for sample in samples:

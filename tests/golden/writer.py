@@ -1,7 +1,8 @@
 """The golden files: a tiny cache whose rows are written out below, and what a reader must find in it.
 
-Every kind of thing that version 1 of the format can say is in there once: both codecs and a quality level, ids of one to three
-bytes, several views and blocks, dead letters of all views and of one, rows that keep nothing, rows without rest.
+Every kind of thing that version 1 of the format can say is in there once. Here: both codecs of ranked classes and a quality level, ids
+of one to three bytes, several views and blocks, dead letters of all views and of one, rows that keep nothing, rows without rest. In
+`texts`: token sequences and masks, labels of tokens, drawn and dense labels, vectors of every kind, a teacher's head.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from storage.specs import (
     TeacherSpec,
     ViewSpec,
 )
+from tests.golden.texts import CASES, HEAD, UNIT, decode_golden_head, decode_text_block, make_part, request_of
 
 VERSION = "v1"
 KEYS = ("ant/1.jpg", "ant/2.jpg", "bee/ü.jpg", "cat/x/4.jpg", "cat/5.jpg")
@@ -79,6 +81,7 @@ TARGETS: dict[str, tuple[ViewSpec, SoftLabelsSpec, tuple[Row, ...]]] = {
         ),
     ),
 }
+NAMES = (*TARGETS, *CASES)
 
 
 def write_golden(folder: Path) -> None:
@@ -86,7 +89,14 @@ def write_golden(folder: Path) -> None:
     cache = Cache.at(str(folder / "cache"))
     for name in TARGETS:
         _write_label_set(cache, name)
-    decoded = {"zstd": list(zstandard.ZSTD_VERSION), "label_sets": {name: decode(cache, name) for name in TARGETS}}
+    cache.add_head(HEAD)
+    for name in CASES:
+        _write_text_label_set(cache, name)
+    decoded = {
+        "zstd": list(zstandard.ZSTD_VERSION),
+        "label_sets": {name: decode(cache, name) for name in NAMES},
+        "head": decode_golden_head(cache),
+    }
     text = json.dumps(decoded, indent=1, sort_keys=True, ensure_ascii=False)
     (folder / "decoded.json").write_text(text + "\n", encoding="utf-8")
 
@@ -168,6 +178,23 @@ def _write_label_set(cache: Cache, name: str) -> None:
     )
 
 
+def _write_text_label_set(cache: Cache, name: str) -> None:
+    case = CASES[name]
+    data, record = make_part(cache, case)
+    record = cache.commit_part(data, record=record)
+    used = UsedPart(unit_name=UNIT, part=record.part, first_view=0, num_views=case.num_views)
+    commit_label_set(
+        cache,
+        identity=label_set_id(request=request_of(case).fingerprint(), parts=[used]),
+        name=name,
+        request=request_of(case),
+        parts=[(used, record)],
+        num_views=case.num_views,
+        classes=("one", "two", "three", "four") if name == "text_dense" else None,
+        source={"kind": "text", "path": "/data/texts"},
+    )
+
+
 def decode(cache: Cache, name: str) -> dict[str, Any]:
     """Return all that a label set holds as JSON data; probabilities are those of kept classes only."""
     label_set = LabelSet.open(cache, name_or_id=name)
@@ -179,7 +206,8 @@ def decode(cache: Cache, name: str) -> dict[str, Any]:
         stem = f"{folder}/{row['tar_name'].rsplit('.', 2)[0]}"
         record = PartRecord.from_bytes(cache.store.read(f"{stem}.json"), origin=stem)
         table = decode_samples(tar[record.samples.offset :][: record.samples.num_bytes], origin=path)
-        blocks = [_decode_block(tar[block.offset :][: block.num_bytes], origin=path) for block in record.blocks]
+        decode_one = _decode_block if name in TARGETS else decode_text_block
+        blocks = [decode_one(tar[block.offset :][: block.num_bytes], origin=path) for block in record.blocks]
         parts.append(
             {
                 "tar_sha256": digest(tar),
@@ -191,7 +219,11 @@ def decode(cache: Cache, name: str) -> dict[str, Any]:
             }
         )
     manifest = label_set.manifest.model_dump(mode="json")
-    return {"manifest": manifest, "parts": parts, "class_means": _nonzero(label_set.class_means())}
+    means = _nonzero(label_set.class_means()) if label_set.manifest.class_means_file is not None else None
+    # What all classes have alike is said once.
+    if means is not None and len(means) > 4 and len(set(means.values())) == 1:
+        means = {"all": next(iter(means.values()))}
+    return {"manifest": manifest, "parts": parts, "class_means": means}
 
 
 def _nonzero(values: np.ndarray) -> dict[str, float]:

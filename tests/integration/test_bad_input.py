@@ -319,7 +319,7 @@ def test_k_larger_than_the_number_of_classes_is_refused(command, made):
         ("generation.batch_size=0", "generation.batch_size"),
         ("views.scale=[0.9, 0.1]", "scale [0.9, 0.1] is no range of area shares"),
         ("views.ratio=[2, 1]", "ratio [2.0, 1.0] is no range of aspect ratios"),
-        ("target={k: null, codec: {kind: exact}}", "k: null needs the compact codec"),
+        ("target={k: null, codec: {kind: exact}}", "k: null needs a codec that decides what is kept"),
         ("source=null", "source: is needed to label"),
         ("cache=null", "cache: is needed to label"),
         ("name=../elsewhere", "name"),

@@ -18,7 +18,7 @@ from storage.label_set import LabelSet
 from storage.sources import open_source
 from storage.sources.memo import SourceMemo
 from tests.pipelines import support
-from tests.reliability import kills, scale_steps
+from tests.reliability import kills, memory, scale_steps
 from tests.reliability.concurrency import run_round, visible_files
 from tests.reliability.damage import BYTES, Fault, kinds_for, make_fault
 from tests.reliability.faults import inject
@@ -238,3 +238,16 @@ def test_a_label_set_of_many_parts_opens(tmp_path):
     opened = scale_steps.open_many(str(tmp_path))
     assert len(opened["steps"]) == 5
     assert opened["cpu_seconds"] > 0
+
+
+def test_a_run_over_many_parts_is_planned_from_their_label_set(tmp_path):
+    scale_steps.write(str(tmp_path), "3000")
+    planned = scale_steps.plan_many(str(tmp_path), "3000")
+    assert len(planned["steps"]) == 3
+
+
+def test_memory_is_measured_in_processes_of_their_own(tmp_path):
+    report = memory.run(quick=True, folder=tmp_path, say=logging.info)
+    assert len(report.goals) == 3
+    assert all(goal.measured < 50 for goal in report.goals)
+    assert all(float(row[1]) > 50 for row in report.tables[0].rows)

@@ -82,7 +82,7 @@ def test_a_plan_says_what_labelling_then_does(command, made, loads):
     )
     assert loads == ["timm"]
     said = command("plan", made("more", views=4)).out
-    assert re.search(r"reused +48 +3  the same teacher, views, target and pictures", said)
+    assert re.search(r"reused +48 +3  the same teacher, views, target and samples", said)
     assert re.search(r"compute +48 +3  more views", said)
 
 

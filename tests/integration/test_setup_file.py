@@ -70,7 +70,7 @@ def test_a_worker_that_has_only_the_shipped_package_can_label(tmp_path, monkeypa
     label_units = LabelUnits(
         cache=Cache.at(config.cache),
         run="runs/r",
-        request=request,
+        requests={request.fingerprint(): request},
         teacher=config.teacher,
         source=config.source,
         generation=config.generation,

@@ -91,7 +91,7 @@ def test_leaving_early_closes_the_source_and_the_threads():
 
 
 def sample(image, *, position=0, key="a/0.png", error=None):
-    return Sample(position=position, key=key, label=0, image=image, error=error)
+    return Sample(position=position, key=key, label=0, data=image, error=error)
 
 
 def renderer(view=VIEW, *, first_view=0, num_views=2, max_pixels=10**6, block_rows=1000):

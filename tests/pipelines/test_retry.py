@@ -308,6 +308,10 @@ def test_dead_letters_say_where_they_were_raised_and_nothing_of_this_machine(tmp
     assert shown["green/002.png", 0] == ""
     assert shown["red/003.png", None].splitlines()[-1] == "SampleError"
     assert "storage.images.decode_image:" in shown["red/003.png", None]
+    text = show_label_set(config.cache, name="tiny", with_dead_letters=True)["text"]
+    assert f"{text.count('this picture is one too many')} of these dead letters, innermost last" in text
+    assert text.count("tests.pipelines.networks.ColourNetwork.forward:") == 1
+    assert "innermost last" not in show_label_set(config.cache, name="tiny")["text"]
     for text in shown.values():
         assert "/" not in text
         assert "0x" not in text

@@ -67,14 +67,14 @@ class Run:
             views_per_part=1,
         ).tasks
         for number, task in enumerate(self.tasks):
-            self.cache.store.write(f"runs/r/tasks/{number}.json", json.dumps([task_to_json(task)]).encode())
+            self.cache.store.write(f"runs/r/tasks/{number}.json", json.dumps([[task_to_json(task)]]).encode())
 
     @property
     def label_units(self):
         return LabelUnits(
             cache=self.cache,
             run="runs/r",
-            request=self.request,
+            requests={self.request.fingerprint(): self.request},
             teacher=self.config.teacher,
             source=self.config.source,
             generation=self.config.generation,
@@ -109,7 +109,7 @@ def test_a_task_survives_its_json_form():
 
 def test_tasks_come_out_of_their_files(tmp_path):
     run = Run(tmp_path)
-    assert list(ReadTasks(run.cache.store).process("runs/r/tasks/1.json")) == [run.tasks[1]]
+    assert list(ReadTasks(run.cache.store).process("runs/r/tasks/1.json")) == [(run.tasks[1],)]
 
 
 def test_the_functions_travel_by_reference_and_small(tmp_path):
@@ -118,7 +118,7 @@ def test_the_functions_travel_by_reference_and_small(tmp_path):
     assert len(data) < 5000
     again = pickler.loads(data)
     assert again._cache.store.url == run.cache.store.url
-    assert (again._request, again._generation) == (run.request, run.config.generation)
+    assert (again._requests, again._generation) == ({run.request.fingerprint(): run.request}, run.config.generation)
 
 
 def test_every_task_becomes_a_committed_part_and_is_counted(tmp_path):
@@ -168,7 +168,8 @@ def test_a_fatal_error_is_raised_even_where_it_cannot_be_written_down(tmp_path):
     run = Run(tmp_path)
     checked = run.label_units
     run.cache.store.write("runs/r/errors", b"a file where the folder should be")
-    checked._request = run.request.model_copy(update={"teacher": run.request.teacher.model_copy(update={"precision": "bf16"})})
+    other = run.request.model_copy(update={"teacher": run.request.teacher.model_copy(update={"precision": "bf16"})})
+    checked._requests = {run.request.fingerprint(): other}
     with pytest.raises(MismatchError, match="precision 'fp32' \\(planned: 'bf16'\\)"):
         checked.setup()
 

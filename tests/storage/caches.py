@@ -68,13 +68,13 @@ def row_seed(request, key, view):
 def teacher_row(request, key, view):
     """What the teacher says of a view: one row."""
     rng = np.random.default_rng(row_seed(request, key, view))
-    return make_rows(rng, num_rows=1, num_classes=NUM_CLASSES, entries=request.target.max_entries, shape="peaked")
+    return make_rows(rng, num_rows=1, num_classes=NUM_CLASSES, entries=request.soft_labels.max_entries, shape="peaked")
 
 
 @functools.lru_cache(maxsize=4096)
 def stored_row(request, key, view):
     """What a reader must get of it, as a tuple of NUM_CLASSES probabilities with the rest spread evenly."""
-    spec = request.target
+    spec = request.soft_labels
     decoded = codecs.decode(codecs.encode(teacher_row(request, key, view), spec=spec), num_rows=1, spec=spec)
     return tuple(decoded.densify()[0].tolist())
 
@@ -114,7 +114,7 @@ class Labeller:
         part = PartSpec(
             request=self.request.fingerprint(), unit_digest=indexed.digest, first_view=first_view, num_views=num_views
         )
-        writer = PartWriter(part=part, target=self.request.target, samples=table)
+        writer = PartWriter(part=part, target=self.request.soft_labels, samples=table)
         sums, num_rows = np.zeros(NUM_CLASSES), 0
         for view in range(first_view, first_view + num_views):
             for first in range(0, len(samples), self.rows_per_block):

@@ -105,9 +105,9 @@ def test_tags_are_listed_apart_and_a_damaged_name_is_a_problem_that_hides_nothin
 @pytest.mark.parametrize(
     ("codec", "k", "said"),
     [
-        (CompactCodec(levels=99), 3, ("top 3 of 10 classes, temperature 1.5", "kind compact, levels 99")),
-        (ExactCodec(), 2, ("top 2 of 10 classes, temperature 1.5", "kind exact")),
-        (CompactCodec(), None, ("quality level of 10 classes, temperature 1.5", "kind compact, levels 255")),
+        (CompactCodec(levels=99), 3, ("top 3, compact codec at 99 levels, of 10 classes, temperature 1.5",)),
+        (ExactCodec(), 2, ("top 2, exact codec, of 10 classes, temperature 1.5",)),
+        (CompactCodec(), None, ("quality level, compact codec at 255 levels, of 10 classes, temperature 1.5",)),
     ],
 )
 def test_a_label_set_is_described(tmp_path, codec, k, said):

@@ -19,20 +19,26 @@ from storage.blocks import decode_block, encode_block
 from storage.cache import Cache
 from storage.errors import DecantError
 from storage.hashing import canonical_json, digest, seal, unseal
+from storage.heads import apply_head, decode_head, encode_head
 from storage.label_blocks import decode_label_block
 from storage.label_set import LabelSet
 from storage.parts import PartRecord, decode_class_means, encode_class_means
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
 from storage.samples import SampleTable, decode_samples, encode_samples
+from storage.soft_labels import SoftLabels
 from storage.sources import index_source
 from storage.specs import CompactCodec, ExactCodec, RequestSpec, SoftLabelsSpec
 from storage.streams.label_stream import LabelStream
+from storage.target_blocks import decode_target_block
 from storage.verify import verify
 from tests.contracts.codec_contract import check_rows
 from tests.storage.blocks import block_bytes, sealed
 from tests.storage.caches import make_labeller, make_request, read_tree
+from tests.storage.heads import HEADS, make_head
 from tests.storage.streams.test_label_stream import read_all
+from tests.storage.targets import OF_PICTURES, TARGETS
 from tests.storage.test_label_blocks import make_block
+from tests.storage.test_target_blocks import make_picture_block, make_text_block
 
 JSON = st.recursive(
     st.none()
@@ -54,6 +60,7 @@ SPECS = [
 ]
 LABEL_BLOCKS = [make_block([True, False, True, True, True], spec=spec)[0] for spec in SPECS]
 LABEL_BLOCKS.append(make_block([True] * 70)[0])
+RENAMED = ["ids0", "steps0", "steps1", "steps3", "present", "rest", "x", "tokens0", "hidden.0/values", "hidden.2/0", "0.weight/0"]
 TABLE = encode_samples(SampleTable(keys=("a/1", "b/ü", "c"), labels=np.array([3, -1, 2**32 - 2])))
 MEANS = encode_class_means(np.array([0.5, 0.25, 0.0, 0.25]))
 
@@ -82,7 +89,46 @@ def decode_means(data):
     assert ((means >= 0) & (means <= 1.001)).all()
 
 
-VALID = [(decode_labels, data) for data in LABEL_BLOCKS] + [(decode_table, TABLE), (decode_means, MEANS)]
+def decode_targets(data):
+    block = decode_target_block(data, origin="here")
+    assert (np.diff(block.positions) > 0).all()
+    assert ((block.positions >= block.first_sample) & (block.positions < block.first_sample + block.num_samples)).all()
+    assert 0 <= block.key_hash < 2**64
+    assert len(block.row_offsets) == len(block) + 1
+    assert (np.diff(block.row_offsets) >= 0).all()
+    assert block.row_offsets[-1] == len(block.values)
+    if block.tokens is None:
+        assert len(block.view_digests) == len(block)
+    else:
+        assert len(block.tokens) == len(block)
+        block.tokens.check(vocabulary_size=header_of(data)["vocabulary_size"])
+        assert len(block.tokens.inputs()) == len(block.tokens.token_ids)
+    if isinstance(block.values, SoftLabels):
+        check_rows(block.values, num_rows=len(block.values), spec=block.target)
+        return
+    assert {name: values.shape for name, values in block.values.tensors.items()} == {
+        name: (len(block.values), width) for name, width in block.target.tensors.items()
+    }
+    assert all(np.isfinite(values).all() for values in block.values.tensors.values())
+
+
+def decode_frozen_head(data):
+    head = decode_head(data, origin="here")
+    head.check()
+    with np.errstate(all="ignore"):
+        logits = apply_head(head, np.ones((2, head.spec.width), dtype=np.float16))
+    assert logits.shape == (2, head.spec.num_outputs)
+
+
+DECODERS = (decode_labels, decode_table, decode_means, decode_targets, decode_frozen_head)
+VALID = [
+    *((decode_labels, data) for data in LABEL_BLOCKS),
+    (decode_table, TABLE),
+    (decode_means, MEANS),
+    *((decode_targets, make_text_block(name, [True, False, True, True])[0]) for name in TARGETS),
+    *((decode_targets, make_picture_block(name, [True, False, True])[0]) for name in OF_PICTURES),
+    *((decode_frozen_head, encode_head(make_head(spec))) for spec in HEADS),
+]
 
 
 def outcome(action, *, origin):
@@ -195,9 +241,7 @@ def test_blocks_with_other_streams(data, valid):
             case "drop":
                 streams.pop(name)
             case "rename":
-                streams[data.draw(st.sampled_from(["ids0", "steps0", "steps1", "steps3", "present", "rest", "x"]))] = streams.pop(
-                    name
-                )
+                streams[data.draw(st.sampled_from(RENAMED))] = streams.pop(name)
             case _:
                 other = data.draw(st.sampled_from(sorted(streams)))
                 streams[name], streams[other] = streams[other], streams[name]
@@ -207,7 +251,7 @@ def test_blocks_with_other_streams(data, valid):
 
 
 @settings(max_examples=200)
-@given(st.binary(max_size=300), st.sampled_from([decode_labels, decode_table, decode_means]))
+@given(st.binary(max_size=300), st.sampled_from(DECODERS))
 def test_any_bytes(data, decode):
     for form in (data, b"DECANT\0\1" + data, sealed(b"DECANT\0\1" + data)):
         assert not survives(decode, form)
@@ -216,11 +260,14 @@ def test_any_bytes(data, decode):
 def test_refusing_costs_little_memory():
     rng = np.random.default_rng(0)
     headers = []
-    for _, whole in VALID:
+    for decode, whole in VALID:
         header = header_of(whole)
-        for name in ("num_rows", "num_samples", "num_classes"):
+        for name in ("num_rows", "num_samples", "num_classes", "num_present", "num_tokens", "num_masked", "vocabulary_size"):
             for value in (4096, 2**24, 2**32, 2**40):
-                headers.append((whole, {**header, name: value}))
+                if name in header:
+                    headers.append((decode, whole, {**header, name: value}))
+        if decode is not decode_labels:
+            continue
         for k in (65535, None):
             target = {
                 "kind": "soft_labels",
@@ -232,13 +279,12 @@ def test_refusing_costs_little_memory():
             for size in (1, 2**20, 2**30, 2**40):
                 streams = [[name, size, min(stored, size)] for name, _, stored in header["streams"]]
                 counts = {"num_rows": 4096, "num_samples": 4096, "num_classes": 2**32}
-                headers.append((whole, {**header, **counts, "target": target, "streams": streams}))
+                headers.append((decode, whole, {**header, **counts, "target": target, "streams": streams}))
     tracemalloc.start()
     try:
-        for whole, header in headers:
+        for decode, whole, header in headers:
             (length,) = struct.unpack("<I", whole[8:12])
-            for decode in (decode_labels, decode_table, decode_means):
-                survives(decode, block_bytes(header, whole[12 + length : -8], rng.bytes(100)))
+            survives(decode, block_bytes(header, whole[12 + length : -8], rng.bytes(100)))
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()

@@ -8,9 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import codecs
-from storage.narrowing import narrow, why_not_narrower
+from storage.features import FeatureRows
+from storage.narrowing import narrow, narrow_values, why_not_narrower
 from storage.soft_labels import SoftLabels
-from storage.specs import CompactCodec, ExactCodec, SoftLabelsSpec
+from storage.specs import (
+    AttentionSpec,
+    CompactCodec,
+    ExactCodec,
+    Float16Codec,
+    HiddenStatesSpec,
+    Int8Codec,
+    SampledCodec,
+    SoftLabelsSpec,
+)
 from tests.storage.rows import SHAPES, make_rows
 
 EXACT, COMPACT = ExactCodec(), CompactCodec()
@@ -125,3 +135,66 @@ def test_no_rows_and_rows_without_classes():
     )
     found = narrow(empty, asked=spec(2, num_classes=9))
     assert (found.probs.shape, found.rest.tolist()) == ((3, 0), [1, 1, 1])
+
+
+HEAD = "a0" * 32
+
+
+def hidden(layers, **options):
+    return HiddenStatesSpec(**{"layers": layers, "tokens": "all", "width": 4, "codec": Float16Codec(), **options})
+
+
+def attention(layers, vectors=("query", "key", "value"), **options):
+    sizes = {"num_heads": 2, "num_key_value_heads": 1, "head_width": 3, "causal": True, "codec": Int8Codec()}
+    return AttentionSpec(layers=layers, vectors=vectors, **{**sizes, **options})
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"),
+    [
+        (hidden((0, 3, 6)), hidden((0, 3, 6))),
+        (hidden((0, 3, 6)), hidden((3,))),
+        (hidden((3, 6), head_sha256=HEAD), hidden((6,), head_sha256=HEAD)),
+        (hidden((3, 6), head_sha256=HEAD), hidden((3, 6))),
+        (hidden((3, 6), head_sha256=HEAD), hidden((3,))),
+        (attention((1, 2)), attention((2,))),
+        (attention((1, 2)), attention((1, 2), ("query", "key"))),
+        (attention((1, 2)), attention((1,), ("value",))),
+    ],
+)
+def test_more_vectors_serve_fewer_and_are_not_copied(stored, asked):
+    assert why_not_narrower(stored, asked=asked) is None
+    rows = FeatureRows(tensors={name: np.full((3, width), index) for index, (name, width) in enumerate(stored.tensors.items())})
+    found = narrow_values(rows, stored=stored, asked=asked)
+    assert list(found.tensors) == list(asked.tensors)
+    assert all(found.tensors[name] is rows.tensors[name] for name in asked.tensors)
+    assert (found is rows) == (stored == asked)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "reason"),
+    [
+        (hidden((0, 3)), hidden((0, 6, 9)), "target.layers lacks 6, 9"),
+        (hidden((0, 3)), hidden((3,), tokens="mean"), "target.tokens is 'all', not 'mean'"),
+        (hidden((0, 3)), hidden((3,), codec=Int8Codec()), "target.codec is "),
+        (hidden((6,)), hidden((6,), head_sha256=HEAD), f"target.head_sha256 is None, not '{HEAD}'"),
+        (hidden((3, 6), head_sha256=HEAD), hidden((3,), head_sha256=HEAD), "its head reads layer 6, not 3"),
+        (hidden((1,)), attention((1,)), "target.kind is hidden_states, not attention"),
+        (hidden((1,)), spec(3), "target.kind is hidden_states, not soft_labels"),
+        (attention((1,), ("query",)), attention((1,)), "target.vectors lacks key, value"),
+        (attention((1,)), attention((1,), causal=False), "target.causal is True, not False"),
+    ],
+)
+def test_other_vectors_do_not_serve_and_say_why(stored, asked, reason):
+    assert (why_not_narrower(stored, asked=asked) or "").startswith(reason)
+
+
+def test_soft_labels_are_narrowed_as_any_target_is():
+    stored, asked = spec(5), spec(2)
+    _, rows = stored_rows(0, target=stored, shape="peaked")
+    found, expected = narrow_values(rows, stored=stored, asked=asked), narrow(rows, asked=asked)
+    assert found.probs.shape[1] == 2
+    assert np.array_equal(found.class_ids, expected.class_ids)
+    assert np.array_equal(found.probs, expected.probs)
+    drawn = SoftLabelsSpec(num_classes=10, k=None, codec=SampledCodec())
+    assert narrow_values(rows, stored=drawn, asked=drawn) is rows

@@ -47,7 +47,7 @@ def test_requests_come_back_from_json():
     ("values", "problem"),
     [
         ({"num_classes": 10, "k": 11, "codec": ExactCodec()}, "k 11 is larger than the number of classes 10; lower k"),
-        ({"num_classes": 10, "k": None, "codec": ExactCodec()}, "k may be left out only with the compact codec"),
+        ({"num_classes": 10, "k": None, "codec": ExactCodec()}, "k may be left out only with a codec that decides"),
         ({"num_classes": 0, "k": 1, "codec": ExactCodec()}, "num_classes"),
         ({"num_classes": 2**32 + 1, "k": 1, "codec": ExactCodec()}, "num_classes"),
         ({"num_classes": 10, "k": 0, "codec": ExactCodec()}, "k"),

@@ -7,7 +7,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from storage.config.training import PreprocessingConfig, StudentConfig
+from storage.config.students import StudentConfig
+from storage.config.training import PreprocessingConfig
 from storage.errors import ConfigError
 from storage.specs import EvaluationView, RandomResizedCropView
 from student_training.students import check_student, create_student, resolve_num_classes, resolve_preprocessing

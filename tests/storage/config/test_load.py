@@ -117,7 +117,7 @@ def test_bad_overrides_are_reported_at_once_with_the_nearest_names(experiment):
           override 'teacher.name=[a': line 1, column 3: YAML syntax error while parsing a flow sequence: expected ',' or ']', but got '<stream end>'
           override 'name=!!python/name:os.system x': line 1: tag !!python/name:os.system is refused, a config holds plain data only: remove the tag
           override 'source.path.first=a': source.path is no section but 'data/${{FLOWERS}}/train'; set source.path as a whole
-          views.kind = "random_crop": expected evaluation or random_resized_crop. Did you mean 'random_resized_crop'? (from override 'views.kind=random_crop')
+          views.kind = "random_crop": expected evaluation, random_resized_crop, tokens or masked_tokens. Did you mean 'random_resized_crop'? (from override 'views.kind=random_crop')
           generation.workers = 0: expected integer >= 1 (from override 'generation={{workers: 0}}')
           training.targets.label_set = "best": unknown key. It belongs to kind cached, not to hard.
           training.epochs = "many": expected integer >= 1 (from override 'training.epochs=many')
@@ -163,7 +163,7 @@ def test_a_top_level_that_is_no_mapping(tmp_path, text, noun):
     file = tmp_path / "top.yaml"
     file.write_text(text, encoding="utf-8")
     assert error_of(load_config, file) == (
-        f"{file}: expected a mapping with keys name, cache, source, teacher, views, target, generation, training, "
+        f"{file}: expected a mapping with keys name, cache, source, teacher, views, target, targets, generation, training, "
         f"but the top level is a {noun}"
     )
 

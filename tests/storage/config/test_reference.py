@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from storage.config import ExperimentConfig
 from storage.config.load import parse_config
 from storage.config.reference import render_reference
-from storage.config.schema import sections
+from storage.config.schema import item_sections, sections
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,6 +23,8 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> set[str]:
         keys.add(f"{prefix}{name}")
         for section in sections(field.annotation):
             keys |= dotted_keys(section, f"{prefix}{name}.")
+        for section in item_sections(field.annotation):
+            keys |= dotted_keys(section, f"{prefix}{name}.*.")
     return keys
 
 
@@ -39,8 +41,8 @@ def test_the_command_writes_the_page():
 
 def test_every_key_is_listed_or_linked():
     page = render_reference()
-    listed = set(re.findall(r"^\| `([a-z_.]+)`", page, flags=re.MULTILINE))
-    links = re.findall(r"^It takes the keys of \[`([a-z_.]+)`\]\(#[a-z_]+\): `([a-z_.]+)\.` in place", page, flags=re.MULTILINE)
+    listed = set(re.findall(r"^\| `([a-z_.*]+)`", page, flags=re.MULTILINE))
+    links = re.findall(r"^It takes the keys of \[`([a-z_.*]+)`\]\(#[a-z_]+\): `([a-z_.*]+)\.` in place", page, flags=re.MULTILINE)
     for first, other in links:
         listed |= {other + key.removeprefix(first) for key in listed if key.startswith(f"{first}.")}
     assert listed == dotted_keys(ExperimentConfig)
@@ -49,7 +51,7 @@ def test_every_key_is_listed_or_linked():
 def test_every_row_has_all_four_cells():
     rows = [line for line in render_reference().splitlines() if line.startswith("| `")]
     for row in rows:
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip("|"))]
         assert len(cells) == 4, row
         assert all(cells), f"a description is missing: {row}"
 
@@ -59,7 +61,7 @@ def test_every_row_has_all_four_cells():
     [
         "| `name` | string matching ^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$ | required | Name of the experiment; the label set can be found by it. |",
         "| `views.size` | list of 2 integers >= 1 and <= 16384, or null | `null` | Height and width of the views; null: the teacher's input size. |",
-        "| `views` | section of kind evaluation or random_resized_crop | `{kind: evaluation}` | Views of each picture that are labelled. |",
+        "| `views` | section of kind evaluation, random_resized_crop, tokens or masked_tokens | `{kind: evaluation}` | Views of each picture or text that are labelled. |",
         "| `training.optimizer.learning_rate` | number > 0 | `0.001` | Peak learning rate. |",
         "| `training.loss` | section | its defaults | Distillation loss and hard-label mix. |",
     ],

@@ -16,7 +16,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 class TestContract(SourceContract):
     def write(self, root, items):
         for item in items:
-            write_file(f"{root}/{self.expected_key(item)}", item.image)
+            write_file(f"{root}/{self.expected_key(item)}", item.data)
         return ImageFolderConfig(kind="image_folder", path=root, unit_size=9, classes=CLASSES)
 
     def expected_key(self, item):
@@ -162,7 +162,7 @@ def test_links_are_followed(tmp_path):
     source = open_source(config(tmp_path / "root"))
     [unit] = source.units()
     samples = list(source.read(unit))
-    assert [(sample.key, sample.image) for sample in samples] == [
+    assert [(sample.key, sample.data) for sample in samples] == [
         ("a/0.jpg", b"a/0.jpg"),
         ("a/1.jpg", b"x"),
         ("a/gone.jpg", None),
@@ -195,7 +195,7 @@ def test_more_vanished_files_than_are_read_ahead(tmp_path):
     for index in range(0, 3 * READ_AHEAD, 2):
         (tmp_path / f"a/{index:03d}.jpg").unlink()
     samples = list(source.read(unit))
-    assert [sample.image is None for sample in samples] == [True, False] * (3 * READ_AHEAD // 2)
+    assert [sample.data is None for sample in samples] == [True, False] * (3 * READ_AHEAD // 2)
 
 
 def test_a_folder_in_place_of_a_picture_is_one_bad_sample(tmp_path):

@@ -45,7 +45,7 @@ class TestContract(SourceContract):
         for number, start in enumerate(range(0, len(items), ROWS_PER_FILE)):
             of_file = items[start : start + ROWS_PER_FILE]
             data = parquet_bytes(
-                [item.image for item in of_file], labels=[item.label for item in of_file], classes=["ant", "bee", "cat", "dog"]
+                [item.data for item in of_file], labels=[item.label for item in of_file], classes=["ant", "bee", "cat", "dog"]
             )
             write_file(f"{root}/train-{number:05d}.parquet", data)
         return ParquetConfig(kind="parquet", path=f"{root}/train-*.parquet", unit_size=5)
@@ -55,7 +55,7 @@ class TestContract(SourceContract):
         return f"train-{number:05d}-{row:08d}"
 
     def spoil(self, root, items, *, position, config):
-        images = [None if row == position else item.image for row, item in enumerate(items[:ROWS_PER_FILE])]
+        images = [None if row == position else item.data for row, item in enumerate(items[:ROWS_PER_FILE])]
         data = parquet_bytes(images, labels=[item.label for item in items[:ROWS_PER_FILE]], classes=["ant", "bee", "cat", "dog"])
         write_file(f"{root}/train-00000.parquet", data)
 
@@ -85,7 +85,7 @@ def test_column_types(tmp_path, image_type, label_type):
     data = parquet_bytes(IMAGES, labels=range(10), image_type=image_type, label_type=label_type)
     opened = written(tmp_path, data)
     [unit] = opened.units()
-    assert [(sample.image, sample.label) for sample in opened.read(unit)] == list(zip(IMAGES, range(10), strict=True))
+    assert [(sample.data, sample.label) for sample in opened.read(unit)] == list(zip(IMAGES, range(10), strict=True))
     reader = opened.open(unit)
     assert [reader.read(position) for position in range(10)] == IMAGES
     reader.close()
@@ -161,12 +161,12 @@ def test_bad_rows_are_bad_samples(tmp_path):
     reader = opened.open(unit)
     assert [sample.label for sample in samples] == reader.labels.tolist() == [0, 1, NO_LABEL, NO_LABEL, NO_LABEL, NO_LABEL]
     for position, message in {1: "null", 2: "no label", 4: "beyond the 2 classes", 5: "negative"}.items():
-        assert samples[position].image is None
+        assert samples[position].data is None
         assert message in samples[position].error
         with pytest.raises(SampleError, match=message):
             reader.read(position)
     for position in (0, 3):
-        assert samples[position].image == reader.read(position) == images[position]
+        assert samples[position].data == reader.read(position) == images[position]
     reader.close()
 
 
@@ -175,7 +175,7 @@ def test_a_null_struct_is_a_bad_sample(tmp_path):
     file = io.BytesIO()
     pq.write_table(pa.table({"image": images}), file)
     opened = written(tmp_path, file.getvalue(), label_column=None)
-    assert [sample.image for sample in opened.read(opened.units()[0])] == [b"a", None]
+    assert [sample.data for sample in opened.read(opened.units()[0])] == [b"a", None]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,6 @@ def test_real_pictures_come_back_pixel_by_pixel(tmp_path):
     opened = written(tmp_path, parquet_bytes(images, labels=labels, group=100), unit_size=150)
     assert len(opened.units()) == 3
     samples = [sample for unit in opened.units() for sample in opened.read(unit)]
-    decoded = np.stack([np.asarray(decode_image(sample.image, max_pixels=784)) for sample in samples])
+    decoded = np.stack([np.asarray(decode_image(sample.data, max_pixels=784)) for sample in samples])
     assert np.array_equal(decoded, np.repeat(pixels[..., None], 3, axis=3))
     assert [sample.label for sample in samples] == labels

@@ -39,7 +39,7 @@ class LinesSource:
         if text == "broken":
             raise SourceError("broken")
         for position, line in enumerate(text.split()):
-            yield Sample(position=position, key=line, label=NO_LABEL, image=line.encode())
+            yield Sample(position=position, key=line, label=NO_LABEL, data=line.encode())
 
     def open(self, unit):
         return LinesReader(self.texts[unit.locator["name"]].split())
@@ -53,8 +53,8 @@ class LinesReader:
         pass
 
 
-def sample(position=0, key="a", label=0, image=b"x", error=None):
-    return Sample(position=position, key=key, label=label, image=image, error=error)
+def sample(position=0, key="a", label=0, data=b"x", error=None):
+    return Sample(position=position, key=key, label=label, data=data, error=error)
 
 
 def digest_of(*samples):
@@ -72,7 +72,7 @@ def test_the_digest_is_what_it_says():
 
 
 def test_every_part_of_a_sample_counts():
-    others = [sample(key="b"), sample(label=1), sample(image=b"y"), sample(image=None, error="gone")]
+    others = [sample(key="b"), sample(label=1), sample(data=b"y"), sample(data=None, error="gone")]
     assert len({digest_of(sample()), digest_of(), *map(digest_of, others)}) == 6
 
 

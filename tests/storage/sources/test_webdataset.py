@@ -20,7 +20,7 @@ ITEMS_PER_TAR = 6
 
 
 def members_of(items):
-    return [member for item in items for member in ((f"{item.name}.jpg", item.image), (f"{item.name}.cls", b"%d\n" % item.label))]
+    return [member for item in items for member in ((f"{item.name}.jpg", item.data), (f"{item.name}.cls", b"%d\n" % item.label))]
 
 
 class TestContract(SourceContract):
@@ -57,7 +57,7 @@ def samples_of(opened):
     assert reader.labels.tolist() == [sample.label for sample in samples]
     for sample in samples:
         if sample.error is None:
-            assert reader.read(sample.position) == sample.image
+            assert reader.read(sample.position) == sample.data
         else:
             with pytest.raises(SampleError):
                 reader.read(sample.position)
@@ -129,7 +129,7 @@ def test_keys_and_fields_follow_webdataset(tmp_path):
         ("../../etc/0002.webp", b"other"),
         ("../../etc/0002.cls", b"0"),
     ]
-    found = [(sample.key, sample.label, sample.image) for sample in samples_of(one_tar(tmp_path, tar_bytes(members)))]
+    found = [(sample.key, sample.label, sample.data) for sample in samples_of(one_tar(tmp_path, tar_bytes(members)))]
     assert found == [("./dir.v2/0001", 12, b"one"), ("../../etc/0002", 0, b"two")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
 
@@ -138,7 +138,7 @@ def test_the_first_image_field_of_the_config_is_taken(tmp_path):
     tar = tar_bytes([("1.png", b"png"), ("1.jpg", b"jpg")])
     for fields, image in ((("jpg", "png"), b"jpg"), (("PNG", "jpg"), b"png")):
         [sample] = samples_of(one_tar(tmp_path, tar, image_fields=fields, label_field=None))
-        assert sample.image == image
+        assert sample.data == image
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -148,7 +148,7 @@ def test_long_and_foreign_names(tmp_path, format):
         names.append(f"{'é' * 90}/猫")
     members = [(f"{name}.jpg", name.encode()) for name in names]
     samples = samples_of(one_tar(tmp_path, tar_bytes(members, format=format), label_field=None))
-    assert [(sample.key, sample.image) for sample in samples] == [(name, name.encode()) for name in names]
+    assert [(sample.key, sample.data) for sample in samples] == [(name, name.encode()) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_bad_label_is_one_bad_sample(tmp_path, label, message):
     samples = samples_of(one_tar(tmp_path, tar, classes=("a", "b", "c", "d", "e")))
     assert [sample.error is None for sample in samples] == [True, True, False]
     assert message in samples[2].error
-    assert (samples[2].image, samples[2].label) == (None, NO_LABEL)
+    assert (samples[2].data, samples[2].label) == (None, NO_LABEL)
 
 
 def test_minus_one_is_no_label(tmp_path):
@@ -284,9 +284,9 @@ def test_a_genuine_shard_reads_as_webdataset_reads_it():
     path = str(SHARED_DATA / "cc12m_32pairs" / "cc12m-train-0000.tar")
     samples = samples_of(source(path, label_field=None))
     theirs = list(webdataset.WebDataset(path, shardshuffle=False, nodesplitter=None))
-    assert [(sample.key, sample.image) for sample in samples] == [(sample["__key__"], sample["jpg"]) for sample in theirs]
+    assert [(sample.key, sample.data) for sample in samples] == [(sample["__key__"], sample["jpg"]) for sample in theirs]
     assert len(samples) == 32
     for sample in samples:
-        assert decode_image(sample.image, max_pixels=10**8).mode == "RGB"
+        assert decode_image(sample.data, max_pixels=10**8).mode == "RGB"
     refused(source(path), r"has a label \(cls\); they hold jpg, json, txt")
     assert index_source(source(path, label_field=None)).num_samples == 32

@@ -155,7 +155,7 @@ def test_a_source_of_other_pictures_is_refused_with_both_keys(label_set, tmp_pat
         read_all(stream)
     assert "unit '00000-00007' does not hold the samples that were labelled: at position 0" in str(caught.value)
     assert "the labels are of 'ant/000.jpg', the source holds 'ant/x000.jpg'" in str(caught.value)
-    assert "restore the source or run decant label on it" in str(caught.value)
+    assert "restore the source or run decant label again" in str(caught.value)
 
 
 def test_a_source_that_differs_in_one_key_is_refused_where_it_differs(labeller, label_set, tmp_path):

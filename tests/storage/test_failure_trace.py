@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.failure_trace import short_traceback, without_addresses
+from storage.failure_trace import short_traceback, without_addresses
 
 
 def raise_deep(depth):

@@ -1,0 +1,78 @@
+"""From a config and the facts of a teacher of texts to the requests that are hashed."""
+
+from __future__ import annotations
+
+from pipelines.feature_targets import resolve_features
+from pipelines.teacher_memo import TextTeacherFacts
+from storage.config import ExperimentConfig
+from storage.config.labels import MaskedTokensViewsConfig, TokensViewsConfig
+from storage.config.targets import SoftLabelsConfig
+from storage.errors import ConfigError
+from storage.specs import MaskedTokensView, RequestSpec, SoftLabelsSpec, TargetSpec, TextViewSpec
+from storage.text.views import view_of
+
+
+def resolve_text_requests(config: ExperimentConfig, *, facts: TextTeacherFacts) -> dict[str, RequestSpec]:
+    """Return what is asked for, by the names of targets.
+
+    Raises:
+        ConfigError: a target or the views do not fit the teacher or its tokenizer.
+    """
+    view = resolve_text_view(config, facts=facts)
+    requests = {}
+    for name, target in config.named_targets.items():
+        key = "target" if config.targets is None else f"targets.{name}"
+        if isinstance(target, SoftLabelsConfig):
+            spec: TargetSpec = _soft_labels(target, facts=facts, view=view, key=key)
+        else:
+            spec = resolve_features(
+                target,
+                shape=facts.shape,
+                max_tokens=view.length,
+                head_sha256=facts.head_sha256,
+                name=facts.spec.architecture,
+                key=key,
+            )
+        requests[name] = RequestSpec(teacher=facts.spec, view=view, target=spec)
+    return requests
+
+
+def resolve_text_view(config: ExperimentConfig, *, facts: TextTeacherFacts) -> TextViewSpec:
+    """Return the view spec of texts.
+
+    Raises:
+        ConfigError: sequences longer than the teacher takes, or a tokenizer that cannot do what the views ask for.
+    """
+    views, tokenizer = config.views, facts.tokenizer
+    assert isinstance(views, TokensViewsConfig | MaskedTokensViewsConfig)
+    if facts.shape.max_length is not None and views.length > facts.shape.max_length:
+        raise ConfigError(
+            f"views.length: {views.length} tokens are more than the teacher takes; give at most {facts.shape.max_length}"
+        )
+    return view_of(views, tokenizer=tokenizer, tokenizer_key="teacher.tokenizer")
+
+
+def _soft_labels(target: SoftLabelsConfig, *, facts: TextTeacherFacts, view: TextViewSpec, key: str) -> SoftLabelsSpec:
+    positions = target.positions or facts.positions
+    if facts.shape.per_token and positions == "view":
+        raise ConfigError(
+            f"{key}.positions: view, but a {facts.spec.kind} labels tokens; give masked, next or all, or leave it out"
+        )
+    if not facts.shape.per_token and positions != "view":
+        raise ConfigError(f"{key}.positions: {positions}, but a {facts.spec.kind} labels whole sequences; leave positions out")
+    if positions == "masked" and not isinstance(view, MaskedTokensView):
+        raise ConfigError(f"{key}.positions: masked, but views.kind: {view.kind} masks nothing; give views.kind: masked_tokens")
+    num_classes = facts.spec.num_classes
+    if target.k is not None and target.k > num_classes:
+        what = "tokens of vocabulary" if facts.shape.per_token else "classes"
+        raise ConfigError(
+            f"{key}.k: {target.k} is larger than the teacher's {num_classes} {what}; give at most {num_classes}, or k: null for "
+            "a quality level"
+        )
+    return SoftLabelsSpec(
+        num_classes=num_classes,
+        k=target.k,
+        codec=target.codec,
+        generation_temperature=target.generation_temperature,
+        positions=positions,
+    )

@@ -1,0 +1,1 @@
+"""Texts as token ids: sequences, masks, and how they are stored."""

@@ -1,0 +1,1 @@
+"""Students of texts: what they read, what they give, what they minimise."""

@@ -1,0 +1,122 @@
+"""Token sequences to batches: padded on the right, numpy to torch without a Python loop a row."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from storage.features import FeatureRows
+from storage.soft_labels import SoftLabels
+from storage.specs import EmbeddingsSpec, HiddenStatesSpec, RelationsSpec, SoftLabelsSpec, TargetSpec
+from storage.streams.aligned_rows import AlignedRows
+from storage.streams.base import TextRows
+from storage.text.token_rows import TokenRows
+from student_training.batch import to_targets, to_tensor
+from student_training.text.interface import FeatureTargets, TargetRows, TextBatch
+
+IntArray = npt.NDArray[np.int64]
+
+_PADDING_STEP = 8
+"""Widths of batches are multiples of it, which is what matrix units take best."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextCollate:
+    """Sequences to a batch as wide as the longest of them, rounded up.
+
+    Attributes:
+        max_length: most tokens that the student takes; no padding goes beyond it.
+    """
+
+    max_length: int
+
+    def __call__(self, rows: TextRows, *, step: int, pool: ThreadPoolExecutor | None) -> TextBatch:
+        """Return rows as tensors."""
+        del pool
+        tokens = rows.tokens
+        longest = int(tokens.lengths.max())
+        width = max(longest, min(-(-longest // _PADDING_STEP) * _PADDING_STEP, self.max_length))
+        places = _places(tokens, width=width)
+        token_ids = _padded(tokens.token_ids, places=places, num_sequences=len(tokens), width=width)
+        inputs = token_ids
+        if tokens.masks is not None:
+            inputs = _padded(tokens.inputs(), places=places, num_sequences=len(tokens), width=width)
+        return TextBatch(
+            step=step,
+            keys=rows.keys,
+            input_ids=inputs,
+            token_ids=token_ids,
+            attention_mask=to_tensor(np.arange(width) < tokens.lengths[:, None]),
+            masked=None if tokens.masks is None else _masked(tokens, places=places, width=width),
+            labels=to_tensor(rows.labels),
+            targets={name: to_target_rows(stored, tokens=tokens) for name, stored in rows.targets.items()},
+        )
+
+
+def _places(tokens: TokenRows, *, width: int) -> IntArray:
+    """Return int64 [tokens], where each of them goes in a flattened [sequences, width]."""
+    starts = np.arange(len(tokens), dtype=np.int64) * width - tokens.offsets[:-1]
+    return np.arange(len(tokens.token_ids), dtype=np.int64) + np.repeat(starts, tokens.lengths)
+
+
+def _padded(ids: npt.NDArray[np.uint32], *, places: IntArray, num_sequences: int, width: int) -> Tensor:
+    """Return int64 [sequences, width] with id 0 as padding: any id of the vocabulary serves, since none is looked at."""
+    padded = np.zeros(num_sequences * width, dtype=np.int64)
+    padded[places] = ids
+    return torch.from_numpy(padded.reshape(num_sequences, width))
+
+
+def _masked(tokens: TokenRows, *, places: IntArray, width: int) -> Tensor:
+    masked = np.zeros(len(tokens) * width, dtype=np.bool_)
+    masked[places[tokens.masked_items()]] = True
+    return torch.from_numpy(masked.reshape(len(tokens), width))
+
+
+def to_target_rows(stored: AlignedRows, *, tokens: TokenRows) -> TargetRows:
+    """Return the rows of one target as tensors, each with the token it is of."""
+    counts = stored.counts
+    sequence = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    return TargetRows(
+        spec=stored.target,
+        sequence=to_tensor(sequence),
+        position=to_tensor(_positions(stored, tokens=tokens)),
+        soft_labels=to_targets(stored.values) if isinstance(stored.values, SoftLabels) else None,
+        features=_features(stored.values) if isinstance(stored.values, FeatureRows) else None,
+    )
+
+
+def _features(values: FeatureRows) -> FeatureTargets:
+    return FeatureTargets(tensors={name: to_tensor(tensor) for name, tensor in values.tensors.items()})
+
+
+def _positions(stored: AlignedRows, *, tokens: TokenRows) -> IntArray:
+    """Return int64 [rows], the token inside its sequence that each row is of; see `storage.alignment`."""
+    total = int(stored.offsets[-1])
+    if _is_of_whole_samples(stored.target):
+        return np.zeros(total, dtype=np.int64)
+    if isinstance(stored.target, SoftLabelsSpec) and stored.target.positions == "masked":
+        assert tokens.masks is not None
+        return tokens.masks.positions
+    inside = np.arange(total, dtype=np.int64) - np.repeat(stored.offsets[:-1], stored.counts)
+    return later_of_pairs(inside) if isinstance(stored.target, RelationsSpec) else inside
+
+
+def _is_of_whole_samples(target: TargetSpec) -> bool:
+    if isinstance(target, SoftLabelsSpec):
+        return target.positions == "view"
+    if isinstance(target, HiddenStatesSpec | EmbeddingsSpec):
+        return not target.per_token
+    return False
+
+
+def later_of_pairs(inside: IntArray) -> IntArray:
+    """Return the row of each entry of a lower triangle that is stored row by row: the largest i with i (i + 1) / 2 <= entry."""
+    rows: IntArray = ((np.sqrt(8.0 * inside + 1) - 1) / 2).astype(np.int64)
+    rows -= rows * (rows + 1) // 2 > inside  # the root of a large number may be rounded up or down
+    rows += (rows + 1) * (rows + 2) // 2 <= inside
+    return rows

@@ -1,0 +1,193 @@
+"""Vectors of pictures are those that the network itself gives of the same rendered views."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from pipelines.estimate import estimate
+from pipelines.label import plan_run, plan_runs, run_label, run_labels
+from storage.cache import Cache
+from storage.codecs.values import TargetValues
+from storage.errors import ConfigError, TeacherError
+from storage.images import decode_image
+from storage.label_set import LabelSet
+from storage.parts import BlockExtent
+from storage.target_blocks import decode_target_block
+from storage.verify import verify
+from storage.views import draw_view_params, render
+from tests.pipelines.support import (
+    TEACHER_KWARGS,
+    colour_teacher,
+    config_of,
+    experiment,
+    folder_source,
+    save_teacher,
+    timm_teacher,
+    write_folder,
+)
+
+FLOAT16 = {"kind": "float16"}
+TARGETS = {
+    "hidden": {"kind": "hidden_states", "layers": [0, 1], "codec": FLOAT16},
+    "first": {"kind": "hidden_states", "layers": [1], "tokens": "first", "codec": FLOAT16},
+    "attention": {"kind": "attention", "layers": [1], "codec": FLOAT16},
+    "relations": {"kind": "relations", "layer": 1, "vectors": ["value"], "num_relation_heads": 1},
+    "embedding": {"kind": "embeddings"},
+    "labels": {"k": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("source") / "pictures", per_class=3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+def data_of(folder, pictures, teacher, *, targets):
+    data = experiment(cache=folder / "cache", source=folder_source(pictures), teacher=teacher, views=2)
+    del data["target"]
+    return {**data, "targets": targets}
+
+
+def rows_of(label_set):
+    """Every stored row by unit, position and view."""
+    table, found = label_set.parts, {}
+    for part in range(table.num_rows):
+        for extent in table.column("blocks")[part].as_py():
+            block = decode_target_block(
+                label_set.cache.read_extent(label_set.tar_path(part), BlockExtent(**extent)), origin="test"
+            )
+            for row, position in enumerate(block.positions.tolist()):
+                values: TargetValues = block.values.take(np.arange(block.row_offsets[row], block.row_offsets[row + 1]))
+                found[table.column("unit_name")[part].as_py(), position, block.view] = values.tensors
+    return found
+
+
+def inputs_of(run, *, position, view, unit):
+    """A rendered view as the network takes it, float32 [1, 3, height, width]."""
+    source_unit = next(one.unit for one in run.units if one.unit.name == unit)
+    sample = list(run.source.read(source_unit))[position]
+    image = decode_image(sample.data, max_pixels=10**6)
+    spec = run.plan.request.view
+    params = draw_view_params(spec, key=sample.key, view_index=view, width=image.width, height=image.height)
+    pixels = torch.from_numpy(render(image, params, interpolation=spec.interpolation).copy()).permute(2, 0, 1)[None].float() / 255
+    normalization = run.plan.request.teacher.normalization
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (normalization.mean, normalization.std))
+    return (pixels - mean) / std
+
+
+def close(stored, live):
+    live = live.detach().double().numpy()
+    assert stored.shape == live.shape
+    assert np.abs(stored.astype(np.float64) - live).max() <= 2e-3 * max(1.0, np.abs(live).max())
+
+
+def test_vectors_of_a_vision_transformer_of_timm(tmp_path, pictures, checkpoint):
+    data = data_of(tmp_path, pictures, timm_teacher(checkpoint), targets=TARGETS)
+    runs = plan_runs(config_of(data), progress=False)
+    assert all(cost.bytes_per_sample > 0 for cost in estimate(runs))
+    reports = run_labels(runs, progress=False)
+    cache = Cache.at(data["cache"])
+    sets = {name: LabelSet.open_id(cache, label_set=report.label_set) for name, report in zip(TARGETS, reports, strict=True)}
+    assert [report.num_rows for report in reports] == [18] * len(TARGETS)
+    assert all(verify(one).problems == () for one in sets.values())
+    module = timm.create_model("test_vit", num_classes=3, checkpoint_path=checkpoint, **TEACHER_KWARGS).eval()
+    rows = {name: rows_of(one) for name, one in sets.items() if name != "labels"}
+    assert len(rows["hidden"]) == 18
+    block, attn = module.blocks[0], module.blocks[0].attn
+    for (unit, position, view), stored in rows["hidden"].items():
+        inputs = inputs_of(runs[0], position=position, view=view, unit=unit)
+        where = (unit, position, view)
+        seen = {}
+        hook = block.register_forward_hook(lambda _m, given, gave, seen=seen: seen.update(before=given[0], after=gave))
+        embedding = module.forward_head(module.forward_features(inputs), pre_logits=True)
+        hook.remove()
+        close(stored["hidden.0"], seen["before"][0])
+        close(stored["hidden.1"], seen["after"][0])
+        close(rows["first"][where]["hidden.1"], seen["after"][0, :1])
+        close(rows["embedding"][where]["embedding"], embedding)
+        query, key, value = attn.qkv(block.norm1(seen["before"]))[0].chunk(3, dim=1)
+        for name, expected in (("query", query), ("key", key), ("value", value)):
+            close(rows["attention"][where][f"{name}.1"], expected)
+        pairs = torch.stack([value[i] @ value[j] / len(value[0]) ** 0.5 for i in range(len(value)) for j in range(i + 1)])
+        close(rows["relations"][where]["value_relations.1"], pairs[:, None])
+    again = plan_runs(config_of(data), progress=False)
+    assert not any(run.plan.tasks for run in again)
+
+
+def test_vectors_of_a_vision_transformer_of_transformers(tmp_path, pictures):
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=16,
+        patch_size=8,
+        num_labels=3,
+    )
+    module = ViTForImageClassification(config).eval()
+    module.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    teacher = {"kind": "transformers", "name": str(tmp_path / "vit"), "device": "cpu"}
+    targets = {name: TARGETS[name] for name in ("hidden", "attention", "embedding")}
+    targets["hidden"] = {**targets["hidden"], "layers": [0, 2]}
+    data = data_of(tmp_path, pictures, teacher, targets=targets)
+    runs = plan_runs(config_of(data), progress=False)
+    reports = run_labels(runs, progress=False)
+    cache = Cache.at(data["cache"])
+    rows = {
+        name: rows_of(LabelSet.open_id(cache, label_set=report.label_set)) for name, report in zip(targets, reports, strict=True)
+    }
+    for where, stored in list(rows["hidden"].items())[:6]:
+        inputs = inputs_of(runs[0], unit=where[0], position=where[1], view=where[2])
+        with torch.inference_mode():
+            outputs = module(inputs, output_hidden_states=True)
+        close(stored["hidden.0"], outputs.hidden_states[0][0])
+        close(stored["hidden.2"], outputs.hidden_states[2][0])
+        logits = module.classifier(torch.from_numpy(rows["embedding"][where]["embedding"].astype(np.float32)))
+        close(logits.detach().numpy(), outputs.logits)
+        assert rows["attention"][where]["query.1"].shape == (5, 16)
+
+
+def test_what_a_network_does_not_have_is_refused(tmp_path, pictures, checkpoint):
+    def plan(teacher, target):
+        return plan_run(
+            config_of(
+                {**experiment(cache=tmp_path / "cache", source=folder_source(pictures), teacher=teacher), "target": target}
+            ),
+            progress=False,
+        )
+
+    hidden = {"kind": "hidden_states", "layers": [1]}
+    with pytest.raises(TeacherError, match="gives logits only"):
+        plan(colour_teacher(), hidden)
+    with pytest.raises(TeacherError, match="has no layer 2 of hidden_states; it has 0 to 1"):
+        plan(timm_teacher(checkpoint), {**hidden, "layers": [2]})
+    with pytest.raises(ConfigError, match="cannot be stored"):
+        plan(timm_teacher(checkpoint), {**hidden, "head": True})
+    network = {"kind": "timm", "name": "test_resnet", "device": "cpu", "num_classes": 3}
+    state = timm.create_model("test_resnet", num_classes=3).state_dict()
+    torch.save(state, tmp_path / "resnet.pt")
+    convolutional = {**network, "checkpoint": str(tmp_path / "resnet.pt")}
+    with pytest.raises(TeacherError, match="has no layers that keep its tokens"):
+        plan(convolutional, hidden)
+    with pytest.raises(TeacherError, match="does not hand its vectors over"):
+        plan(convolutional, {"kind": "attention", "layers": [1]})
+    assert run_label(plan(convolutional, {"kind": "embeddings"}), progress=False).num_rows == 18
+
+
+@pytest.mark.parametrize("codec", [{"kind": "sampled", "draws": 20}, {"kind": "threshold", "levels": 8}, {"kind": "dense"}])
+def test_every_codec_labels_pictures(tmp_path, pictures, checkpoint, codec):
+    data = experiment(cache=tmp_path / "cache", source=folder_source(pictures), teacher=timm_teacher(checkpoint))
+    report = run_label(plan_run(config_of({**data, "target": {"codec": codec}}), progress=False), progress=False)
+    assert report.num_rows == 18
+    assert verify(LabelSet.open_id(Cache.at(data["cache"]), label_set=report.label_set)).problems == ()
