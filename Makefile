@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench trial golden docs clean
+.PHONY: help install demo test check bench trial trial-text golden docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 install: $(STAMP) ## make .venv with everything, as constraints.txt pins it
 
@@ -38,6 +38,10 @@ bench: $(STAMP) ## measure sizes and speeds
 
 trial: $(STAMP) ## train real students on Fashion-MNIST, with and without labels from a teacher
 	$(BIN)/python -m tests.trials.fashion_mnist
+
+trial-text: $(STAMP) ## the same on SST-2 and, with a real language model, on tinyshakespeare
+	$(BIN)/python -m tests.trials.sst2
+	$(BIN)/python -m tests.trials.stories
 
 golden: $(STAMP) ## write the golden files of the current format version
 	$(BIN)/python -m tests.golden

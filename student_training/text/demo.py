@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from student_training.demo_support import Command, fresh_folder, spread, write_experiments
+from student_training.text.word_piece import write_word_piece
 
 _TEST_EVERY = 6
 _VOCABULARY_SIZE = 1000
 _LENGTH = 64
 _MASK_VIEWS = 8
-_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEACHER_EPOCHS = 24
 STUDENT_EPOCHS = 12
 
@@ -38,24 +38,6 @@ def write_documents(folder: Path) -> tuple[int, int]:
         (folder / f"{split}.txt").write_text("".join(f"{paragraph}\n" for paragraph in kept), encoding="utf-8")
         counts.append(len(kept))
     return counts[0], counts[1]
-
-
-def write_tokenizer(folder: Path, *, corpus: Path) -> None:
-    """Train a WordPiece tokenizer on a corpus and save it as transformers does."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=_VOCABULARY_SIZE, special_tokens=list(_SPECIAL_TOKENS), show_progress=False)
-    tokenizer.train_from_iterator(corpus.read_text(encoding="utf-8").splitlines(), trainer)
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    special = dict(zip(names, _SPECIAL_TOKENS, strict=True))
-    saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
-    saved.save_pretrained(folder)
 
 
 def _network(*, width: int, layers: int, heads: int, dropout: float) -> dict[str, Any]:
@@ -146,7 +128,8 @@ def run_text_demo(folder: str, *, command: Command, num_seeds: int, say: Callabl
     """
     root = fresh_folder(folder, num_seeds=num_seeds)
     num_train, num_test = write_documents(root / "documents")
-    write_tokenizer(root / "tokenizer", corpus=root / "documents/train.txt")
+    texts = (root / "documents/train.txt").read_text(encoding="utf-8").splitlines()
+    write_word_piece(root / "tokenizer", texts=texts, vocabulary_size=_VOCABULARY_SIZE)
     files = write_configs(root)
     say(f"1/4 {num_train:,} paragraphs of Python's documentation to learn from, {num_test:,} to test on, in {root / 'documents'}")
     teacher = command(["train", str(files["teacher"])])

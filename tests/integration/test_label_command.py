@@ -139,15 +139,13 @@ def test_a_damaged_part_is_found_and_made_anew(command, made, tmp_path, damage):
     else:
         victim = victim.with_name(name.rsplit("/", 1)[-1].rsplit(".", 2)[0] + ".json")
         victim.write_bytes(victim.read_bytes().replace(b"num_samples", b"num_rumples"))
-        ended = command("label", made())
-        assert ended.status == 1
-        assert f"{victim.name}: the part record is damaged" in ended.err
-        assert "remove it and run decant label again" in ended.err
+    verified = command("cache", "verify", tmp_path / "cache")
+    assert verified.status == 1
+    assert victim.name in verified.out
+    if damage != "missing":
+        # Bytes of parts that a label set names are looked at by readers and verify, which say to remove what is damaged.
+        assert command("label", made(), "--json").json["num_computed_rows"] == 0
         victim.unlink()
-    if damage != "damaged record":
-        verified = command("cache", "verify", tmp_path / "cache")
-        assert verified.status == 1
-        assert victim.name in verified.out
     assert command("label", made(), "--json").json["num_computed_rows"] == 16
     assert snapshot(tmp_path / "cache") == before
     assert command("cache", "verify", tmp_path / "cache").status == 0

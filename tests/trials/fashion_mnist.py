@@ -7,25 +7,22 @@ configs of configs/, and prints the table of the README. About half an hour on 2
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import io
 import json
-import statistics
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import webdataset
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data" / "fashion_mnist"
+from tests.trials.support import ROOT, SHARED_DATA, decant, table_row, train_seeds, trial_arguments
+
+DATA = SHARED_DATA / "fashion_mnist"
 FOLDER = Path("runs/fashion_mnist")
 SAMPLES_PER_TAR = 5000
 
@@ -58,25 +55,9 @@ def write_tars(folder: Path) -> None:
     (folder / "complete").touch()
 
 
-def decant(*words: str) -> dict[str, Any]:
-    """Run a decant command and return its figures."""
-    sys.stderr.write(f"$ decant {' '.join(words)}\n")
-    finished = subprocess.run([sys.executable, "-m", "decant", *words, "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    figures: dict[str, Any] = json.loads(finished.stdout)
-    return figures
-
-
-def _row(name: str, values: list[float]) -> str:
-    spread = f" +- {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"| {name} | {100 * statistics.mean(values):.2f}{spread} % |\n"
-
-
 def main() -> int:
     """Run the trial and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
-    parser.add_argument("--output", help="also write the figures to this JSON file")
-    arguments = parser.parse_args()
+    arguments = trial_arguments(__doc__)
     if not DATA.exists():
         sys.stderr.write(f"SKIPPED: the trial needs Fashion-MNIST in {DATA}\n")
         return 0
@@ -84,24 +65,21 @@ def main() -> int:
     write_tars(ROOT / FOLDER / "pictures")
     teacher = decant("train", "configs/fashion_mnist_teacher.yaml")
     labels = decant("label", "configs/fashion_mnist.yaml")
-    students: dict[str, list[dict[str, Any]]] = {"fashion_mnist_hard": [], "fashion_mnist": []}
-    for seed in range(arguments.seeds):
-        for config, results in students.items():
-            overrides = [f"training.seed={seed}", f"training.output={FOLDER}/{config}-{seed}"]
-            results.append(decant("train", f"configs/{config}.yaml", "--set", overrides[0], "--set", overrides[1]))
-    hard, cached = ([result["top1"] for result in results] for results in students.values())
+    configs = {name: Path("configs") / f"{name}.yaml" for name in ("fashion_mnist_hard", "fashion_mnist")}
+    students = train_seeds(configs, folder=FOLDER, num_seeds=arguments.seeds)
+    hard, cached = ([100 * result["top1"] for result in results] for results in students.values())
     passes = sum(result["teacher_passes"] for results in students.values() for result in results)
     sys.stdout.write("| | right on the 10,000 test pictures |\n|---|---|\n")
-    sys.stdout.write(_row("teacher, all hard labels", [teacher["top1"]]))
-    sys.stdout.write(_row("student, hard labels of 10 %", hard))
-    sys.stdout.write(_row("student, cached soft labels of all training pictures", cached))
+    sys.stdout.write(table_row("teacher, all hard labels", [100 * teacher["top1"]], unit=" %"))
+    sys.stdout.write(table_row("student, hard labels of 10 %", hard, unit=" %"))
+    sys.stdout.write(table_row("student, cached soft labels of all training pictures", cached, unit=" %"))
     sys.stdout.write(
         f"\n{labels['num_rows']:,} rows labelled, {labels['bytes_per_row']:.1f} bytes a row; teacher passes while students trained: "
         f"{passes}; {(time.monotonic() - started) / 60:.0f} minutes\n"
     )
     if arguments.output:
         figures = {"teacher": teacher, "labels": labels, "students": students}
-        Path(arguments.output).write_text(json.dumps(figures, indent=2))
+        arguments.output.write_text(json.dumps(figures, indent=2))
     return 0
 
 
