@@ -12,9 +12,9 @@ from student_training.text.word_piece import write_word_piece
 _TEST_EVERY = 6
 _VOCABULARY_SIZE = 1000
 _LENGTH = 64
-_MASK_VIEWS = 8
-TEACHER_EPOCHS = 24
-STUDENT_EPOCHS = 12
+_MASK_VIEWS = 5
+TEACHER_EPOCHS = 8
+STUDENT_EPOCHS = 5
 
 
 def write_documents(folder: Path) -> tuple[int, int]:
@@ -66,9 +66,9 @@ def _training(folder: Path, *, output: str, epochs: int, student: Mapping[str, A
         "optimizer": {"name": "adamw", "learning_rate": learning_rate, "weight_decay": 0.01},
         "schedule": {"name": "linear", "warmup_epochs": epochs / 10},
         "epochs": epochs,
-        "batch_size": 64,
+        "batch_size": 16,
         "clip_grad_norm": 1.0,
-        "checkpoint_every_steps": 200,
+        "checkpoint_every_steps": 500,
     }
 
 
@@ -76,16 +76,16 @@ def write_configs(folder: Path) -> dict[str, Path]:
     """Write the experiments of the demo, as anybody would write them, and return their files."""
     documents = {"kind": "text", "path": str(folder / "documents/train.txt"), "unit_size": 512}
     views = {"kind": "masked_tokens", "length": _LENGTH, "layout": "pack"}
-    student = _network(width=96, layers=2, heads=2, dropout=0.0)
+    student = _network(width=64, layers=2, heads=2, dropout=0.0)
     teacher = _training(
         folder,
         output="teacher",
         epochs=TEACHER_EPOCHS,
-        student=_network(width=128, layers=3, heads=4, dropout=0.1),
+        student=_network(width=128, layers=2, heads=4, dropout=0.1),
         learning_rate=2e-3,
     )
-    distilled = _training(folder, output="student-distilled", epochs=STUDENT_EPOCHS, student=student, learning_rate=3e-3)
-    hard = _training(folder, output="student-hard", epochs=STUDENT_EPOCHS, student=student, learning_rate=3e-3)
+    distilled = _training(folder, output="student-distilled", epochs=STUDENT_EPOCHS, student=student, learning_rate=4e-3)
+    hard = _training(folder, output="student-hard", epochs=STUDENT_EPOCHS, student=student, learning_rate=4e-3)
     return write_experiments(
         folder,
         {
@@ -101,8 +101,8 @@ def write_configs(folder: Path) -> dict[str, Path]:
                 "source": documents,
                 "teacher": {"kind": "masked_lm", "name": str(folder / "teacher"), "tokenizer": str(folder / "tokenizer")},
                 "views": {**views, "count": _MASK_VIEWS},
-                "target": {"k": 50, "codec": {"kind": "compact"}},
-                "training": {**distilled, "targets": {"kind": "cached"}, "terms": [{"kind": "soft_labels", "rest": "mean"}]},
+                "target": {"codec": {"kind": "threshold"}},
+                "training": {**distilled, "targets": {"kind": "cached"}, "terms": [{"kind": "soft_labels"}]},
             },
             "hard": {
                 "name": "topics-hard",
