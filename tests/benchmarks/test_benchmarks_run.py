@@ -17,6 +17,7 @@ EXPECTED_GOALS = {
     "training": 1,
     "memory": 2,
     "truth": 6,
+    "text_labelling": 1,
     "text_bytes": 13,
     "sampling": 6,
     "features": 6,
@@ -28,6 +29,7 @@ EXPECTED_ROWS = {
         "TinyViT record, seek and read, K=100",
         "Parquet, zstd list columns, K=10",
     },
+    "text_labelling": {"decant label", "by hand"},
     "text_bytes": {
         "decant exact, K=64",
         "decant sampled, 50 draws (RS-KD)",
