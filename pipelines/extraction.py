@@ -14,6 +14,8 @@ from storage.codecs.sampled import num_shares
 from storage.random import num_uniforms
 from storage.specs import SampledCodec, SoftLabelsSpec, ThresholdCodec
 
+_SAFE_LOG = -60.0
+"""Sums of float32 probabilities below exp of it may have lost digits to underflow."""
 _CHUNK_VALUES = 1 << 24
 """Logits taken at a time: a few hundred megabytes with all that is made of them, however many positions a batch has."""
 
@@ -95,9 +97,9 @@ def extract(
         finite.append(chunk_finite)
         probs = log_probs.exp()
         counted = chunk_finite & alive_here[chunk]
-        sums += (probs * counted[:, None]).sum(dim=0).cpu().numpy().astype(np.float64)
+        sums += (counted.to(probs.dtype) @ probs).cpu().numpy().astype(np.float64)
         if draws is None:
-            ranked.append(_rank(log_probs, entries=spec.max_entries))
+            ranked.append(_rank(log_probs, probs=probs, entries=spec.max_entries))
         else:
             drawn.append(_draw(probs, uniforms=draws[chunk], spec=spec))
     is_finite = torch.cat(finite).cpu().numpy()
@@ -123,17 +125,28 @@ def _check_uniforms(uniforms: npt.NDArray[np.float64] | None, *, spec: SoftLabel
 
 def _log_probs(logits: torch.Tensor, *, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float32 [rows, classes] and bool [rows], whether a row is finite."""
-    scaled = logits.float() / temperature
-    finite = torch.isfinite(scaled).all(dim=1)
-    # A row that is not finite becomes a dead letter; zeros keep its neighbours' arithmetic clean.
-    return torch.log_softmax(torch.where(finite[:, None], scaled, 0.0), dim=1), finite
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    # Passes over a large vocabulary cost more than the body of a small teacher: one is enough to find NaN and infinity.
+    smallest, largest = torch.aminmax(scaled, dim=1)
+    finite = torch.isfinite(smallest) & torch.isfinite(largest)
+    if not finite.all():
+        # A row that is not finite becomes a dead letter; zeros keep its neighbours' arithmetic clean.
+        scaled = torch.where(finite[:, None], scaled, 0.0)
+    return torch.log_softmax(scaled, dim=1), finite
 
 
-def _rank(log_probs: torch.Tensor, *, entries: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return class ids and log-probabilities [rows, entries], most probable first, and the log of what all others have [rows]."""
+def _rank(log_probs: torch.Tensor, *, probs: torch.Tensor, entries: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return class ids and log-probabilities [rows, entries], most probable first, and the log of what all others have [rows].
+
+    Probabilities of what is kept are overwritten.
+    """
     kept, class_ids = torch.topk(log_probs, entries, dim=1, sorted=True)
     # 1 - sum(kept) would lose a small rest to rounding.
-    log_rest = torch.logsumexp(log_probs.scatter(1, class_ids, -torch.inf), dim=1)
+    log_rest = probs.scatter_(1, class_ids, 0.0).sum(dim=1).log()
+    tiny = log_rest < _SAFE_LOG
+    if entries < log_probs.shape[1] and tiny.any():
+        others = log_probs[tiny].scatter(1, class_ids[tiny], -torch.inf)
+        log_rest[tiny] = torch.logsumexp(others, dim=1)
     return class_ids, kept, log_rest
 
 

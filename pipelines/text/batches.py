@@ -21,21 +21,24 @@ class TextBatch:
     """A padded batch.
 
     Attributes:
-        sequences: int64 [real], which sequences of the window it holds; rows behind them pad the batch.
+        sequences: int64 [batch], which sequences of the window it holds.
         token_ids: uint32 [batch, tokens], what the teacher sees; 0 behind a sequence.
-        lengths: int64 [batch], tokens of each row.
-        tokens: the real sequences.
-        keys: of the real sequences.
+        tokens: the sequences.
+        keys: of the sequences.
     """
 
     sequences: npt.NDArray[np.int64]
     token_ids: npt.NDArray[np.uint32]
-    lengths: npt.NDArray[np.int64]
     tokens: TokenRows
     keys: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64 [batch], tokens of each row."""
+        return self.tokens.lengths
 
 
 def window_blocks(*, block_samples: int, batch_size: int) -> int:
@@ -50,15 +53,12 @@ def batches(window: TokenRows, *, keys: tuple[str, ...], batch_size: int) -> Ite
         keys: a key for each sequence.
     """
     order = np.argsort(-window.lengths, kind="stable")
-    size = min(batch_size, len(window))
-    for first in range(0, len(order), size):
-        sequences = order[first : first + size]
+    for first in range(0, len(order), batch_size):
+        sequences = order[first : first + batch_size]
         tokens = window.take(sequences)
         yield TextBatch(
             sequences=sequences,
-            token_ids=pad(tokens, num_rows=size),
-            # A row that only pads has one token: no token at all is an input that networks do not expect.
-            lengths=np.concatenate([tokens.lengths, np.ones(size - len(sequences), dtype=np.int64)]),
+            token_ids=pad(tokens, num_rows=len(sequences)),
             tokens=tokens,
             keys=tuple(keys[index] for index in sequences.tolist()),
         )

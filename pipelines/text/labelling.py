@@ -342,15 +342,10 @@ def extract_rows(outputs: TextOutputs, batch: TextBatch, *, target: TargetSpec, 
 
 
 def _alone(batch: TextBatch, *, place: int) -> TextBatch:
-    """Return a batch of the same shape with one of its sequences, which stands first."""
-    token_ids = np.zeros_like(batch.token_ids)
-    token_ids[0] = batch.token_ids[place]
-    lengths = np.ones_like(batch.lengths)
-    lengths[0] = batch.lengths[place]
+    """Return a batch of one of its sequences, as long as the whole."""
     return TextBatch(
         sequences=batch.sequences[place : place + 1],
-        token_ids=token_ids,
-        lengths=lengths,
+        token_ids=batch.token_ids[place : place + 1],
         tokens=batch.tokens.take(np.array([place])),
         keys=batch.keys[place : place + 1],
     )

@@ -134,8 +134,8 @@ def without_minus_infinity(logits: torch.Tensor, *, temperature: float) -> torch
 
     A row of nothing but minus infinity, and one with NaN or infinity, stays what it is: no distribution.
     """
-    masked = logits == -torch.inf
-    if not bool(masked.any()):
+    if not bool(torch.isneginf(logits.amin(dim=1)).any()):
         return logits
+    masked = logits == -torch.inf
     floor = logits.amax(dim=1, keepdim=True) - _FLOOR_NATS * temperature
     return torch.where(masked & floor.isfinite(), floor, logits)
