@@ -11,10 +11,10 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from storage.block_fields import DIGEST_STRIDE
 from storage.errors import SampleError
 from storage.failure_trace import short_traceback, without_addresses
 from storage.images import decode_image
-from storage.label_blocks import DIGEST_STRIDE
 from storage.parts import DeadLetter
 from storage.sources.base import Sample
 from storage.specs import ViewSpec

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import codecs
+from storage.block_fields import DIGEST_STRIDE, read_count, read_key_hash, read_present, read_view_digests
 from storage.blocks import decode_block, encode_block
 from storage.codecs import UnstoredLabels
 from storage.codecs.columns import Bytes
@@ -20,14 +20,10 @@ from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
 from storage.specs import SoftLabelsSpec
 
-DIGEST_STRIDE = 64
-"""Every 64th sample of a block has the digest of its rendered view stored."""
-
 MIN_BLOCK_ROWS = 320
 MAX_BLOCK_ROWS = 8000
 """No powers of two: columns a power of two apart fall on the same cache lines, and transposing them takes three times as long."""
 _BLOCK_ENTRIES = 400000
-_KEY_HASH = re.compile("[0-9a-f]{16}")
 
 
 def block_rows(spec: SoftLabelsSpec, *, num_samples: int) -> int:
@@ -132,13 +128,6 @@ class _Header:
     key_hash: int
 
 
-def _count(header: dict[str, Any], name: str, *, limit: int) -> int:
-    value = header.get(name)
-    if type(value) is not int or not 0 <= value < limit:
-        raise FormatError(f"{name} {value!r} of a block")
-    return value
-
-
 def _read_header(header: dict[str, Any]) -> tuple[_Header, dict[str, int]]:
     if header.get("kind") != "soft_labels":
         raise FormatError(f"not a block of soft labels but of {header.get('kind')!r}")
@@ -149,39 +138,17 @@ def _read_header(header: dict[str, Any]) -> tuple[_Header, dict[str, int]]:
         spec, lengths = _parse_target(json.dumps(header["target"]), num_rows=num_rows)
     except (KeyError, ValueError) as error:
         raise FormatError(f"soft label spec of a block: {error}; a newer release may have written it") from error
-    key_hash = header.get("key_hash")
-    if not (isinstance(key_hash, str) and _KEY_HASH.fullmatch(key_hash)):
-        raise FormatError(f"key hash {key_hash!r}")
     read = _Header(
         spec=spec,
-        view=_count(header, "view", limit=2**31),
-        first_sample=_count(header, "first_sample", limit=2**31),
+        view=read_count(header, "view", limit=2**31),
+        first_sample=read_count(header, "first_sample", limit=2**31),
         num_samples=num_samples,
         num_rows=num_rows,
-        key_hash=int(key_hash, 16),
+        key_hash=read_key_hash(header),
     )
     present = {"present": -(-num_samples // 8)} if num_rows < num_samples else {}
     digests = {"view_digests": 8 * -(-num_samples // DIGEST_STRIDE)}
     return read, lengths | present | digests
-
-
-def _offsets(streams: dict[str, Bytes], header: _Header) -> npt.NDArray[np.int64]:
-    if header.num_rows == header.num_samples:
-        return np.arange(header.num_samples, dtype=np.int64)
-    bits = streams.get("present", np.zeros(0, dtype=np.uint8))
-    offsets = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: header.num_samples]).astype(np.int64)
-    if len(offsets) != header.num_rows or len(bits) != -(-header.num_samples // 8):
-        raise FormatError(f"{len(offsets)} samples are present, {header.num_rows} rows are stored")
-    return offsets
-
-
-def _view_digests(streams: dict[str, Bytes], header: _Header) -> npt.NDArray[np.uint64]:
-    digests = np.zeros(header.num_samples, dtype=np.uint64)
-    stored = streams.get("view_digests", np.zeros(0, dtype=np.uint8))
-    if len(stored) != 8 * len(digests[::DIGEST_STRIDE]):
-        raise FormatError(f"{len(stored)} bytes of view digests for {header.num_samples} samples")
-    digests[::DIGEST_STRIDE] = stored.view(np.uint64)
-    return digests
 
 
 def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
@@ -192,8 +159,8 @@ def decode_label_block(data: bytes | memoryview, *, origin: str) -> LabelBlock:
     """
     header, streams = decode_block(data, origin=origin, read_header=_read_header)
     try:
-        digests = _view_digests(streams, header)
-        offsets = _offsets(streams, header)
+        digests = read_view_digests(streams, num_samples=header.num_samples)
+        offsets = read_present(streams, num_samples=header.num_samples, num_present=header.num_rows)
         soft_labels = codecs.decode(streams, num_rows=header.num_rows, spec=header.spec)
     except FormatError as error:
         raise FormatError(f"{origin}: {error}") from error
@@ -225,7 +192,7 @@ def fill_label_block(
         FormatError: damage, or a sample that has a row already.
     """
     header, streams = decode_block(data, origin=origin, read_header=_read_header)
-    there = _offsets(streams, header)
+    there = read_present(streams, num_samples=header.num_samples, num_present=header.num_rows)
     order = np.argsort(np.concatenate([there, offsets]), kind="stable")
     present = np.zeros(header.num_samples, dtype=np.bool_)
     present[there] = True
@@ -234,7 +201,7 @@ def fill_label_block(
     present[offsets] = True
     added = codecs.read(codecs.encode(rows, spec=header.spec), num_rows=len(rows), spec=header.spec)
     stored = interleave(codecs.read(streams, num_rows=header.num_rows, spec=header.spec), added, order=order)
-    digests = _view_digests(streams, header)
+    digests = read_view_digests(streams, num_samples=header.num_samples)
     return _encode(
         codecs.write(stored, spec=header.spec),
         spec=header.spec,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from storage.alignment import rows_per_sample
+from storage.block_fields import DIGEST_STRIDE, read_count, read_key_hash, read_present, read_view_digests
 from storage.blocks import decode_block, encode_block
 from storage.codecs import values as value_codecs
 from storage.codecs.columns import Bytes
 from storage.codecs.values import TargetValues, UnstoredValues
 from storage.errors import FormatError
-from storage.label_blocks import DIGEST_STRIDE
 from storage.specs import TargetSpec
 from storage.text.token_rows import TokenRows, offsets_of
 from storage.text.token_streams import MAX_BLOCK_TOKENS, decode_tokens, encode_tokens, token_stream_lengths
@@ -31,7 +30,6 @@ from storage.text.token_streams import MAX_BLOCK_TOKENS, decode_tokens, encode_t
 MAX_BLOCK_SAMPLES = 8000
 MAX_BLOCK_VALUE_ROWS = 1 << 24
 _BLOCK_TOKENS = 8000
-_KEY_HASH = re.compile("[0-9a-f]{16}")
 _TARGET: TypeAdapter[TargetSpec] = TypeAdapter(TargetSpec)
 
 
@@ -185,39 +183,29 @@ class _Header:
     tokens_per_picture: int | None
 
 
-def _count(header: dict[str, Any], name: str, *, limit: int) -> int:
-    value = header.get(name)
-    if type(value) is not int or not 0 <= value < limit:
-        raise FormatError(f"{name} {value!r} of a block")
-    return value
-
-
 def _read_header(header: dict[str, Any]) -> tuple[_Header, Mapping[str, int]]:
     if header.get("kind") != "targets":
         raise FormatError(f"not a block of targets but of {header.get('kind')!r}")
-    num_samples = _count(header, "num_samples", limit=MAX_BLOCK_SAMPLES + 1)
-    num_present = _count(header, "num_present", limit=num_samples + 1)
-    num_rows = _count(header, "num_rows", limit=MAX_BLOCK_VALUE_ROWS)
+    num_samples = read_count(header, "num_samples", limit=MAX_BLOCK_SAMPLES + 1)
+    num_present = read_count(header, "num_present", limit=num_samples + 1)
+    num_rows = read_count(header, "num_rows", limit=MAX_BLOCK_VALUE_ROWS)
     try:
         target = _parse_target(json.dumps(header["target"]))
     except (KeyError, ValueError) as error:
         raise FormatError(f"target of a block: {error}; a newer release may have written it") from error
-    key_hash = header.get("key_hash")
-    if not (isinstance(key_hash, str) and _KEY_HASH.fullmatch(key_hash)):
-        raise FormatError(f"key hash {key_hash!r}")
     of_text = "vocabulary_size" in header
     read = _Header(
         target=target,
-        view=_count(header, "view", limit=2**31),
-        first_sample=_count(header, "first_sample", limit=2**31),
+        view=read_count(header, "view", limit=2**31),
+        first_sample=read_count(header, "first_sample", limit=2**31),
         num_samples=num_samples,
         num_present=num_present,
         num_rows=num_rows,
-        key_hash=int(key_hash, 16),
-        vocabulary_size=_count(header, "vocabulary_size", limit=2**32 + 1) if of_text else 0,
-        num_tokens=_count(header, "num_tokens", limit=MAX_BLOCK_TOKENS + 1) if of_text else 0,
-        num_masked=_count(header, "num_masked", limit=MAX_BLOCK_TOKENS + 1) if header.get("num_masked") is not None else None,
-        tokens_per_picture=None if of_text else _count(header, "tokens_per_picture", limit=2**16),
+        key_hash=read_key_hash(header),
+        vocabulary_size=read_count(header, "vocabulary_size", limit=2**32 + 1) if of_text else 0,
+        num_tokens=read_count(header, "num_tokens", limit=MAX_BLOCK_TOKENS + 1) if of_text else 0,
+        num_masked=read_count(header, "num_masked", limit=MAX_BLOCK_TOKENS + 1) if header.get("num_masked") is not None else None,
+        tokens_per_picture=None if of_text else read_count(header, "tokens_per_picture", limit=2**16),
     )
     if read.tokens_per_picture is not None:
         _check_tokens_per_picture(read.tokens_per_picture)
@@ -231,16 +219,6 @@ def _read_header(header: dict[str, Any]) -> tuple[_Header, Mapping[str, int]]:
     else:
         limits["view_digests"] = 8 * -(-num_samples // DIGEST_STRIDE)
     return read, limits
-
-
-def _offsets(streams: Mapping[str, Bytes], header: _Header) -> npt.NDArray[np.int64]:
-    if header.num_present == header.num_samples:
-        return np.arange(header.num_samples, dtype=np.int64)
-    bits = streams.get("present", np.zeros(0, dtype=np.uint8))
-    offsets = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: header.num_samples]).astype(np.int64)
-    if len(offsets) != header.num_present or len(bits) != -(-header.num_samples // 8):
-        raise FormatError(f"{len(offsets)} samples are present, {header.num_present} are stored")
-    return offsets
 
 
 def decode_target_block(data: bytes | memoryview, *, origin: str) -> TargetBlock:
@@ -257,7 +235,7 @@ def decode_target_block(data: bytes | memoryview, *, origin: str) -> TargetBlock
 
 
 def _decode(header: _Header, streams: Mapping[str, Bytes]) -> TargetBlock:
-    offsets = _offsets(streams, header)
+    offsets = read_present(streams, num_samples=header.num_samples, num_present=header.num_present)
     tokens: TokenRows | None = None
     digests: npt.NDArray[np.uint64] | None = None
     if header.tokens_per_picture is None:
@@ -271,7 +249,7 @@ def _decode(header: _Header, streams: Mapping[str, Bytes]) -> TargetBlock:
         lengths, mask_counts = tokens.lengths, None if tokens.masks is None else tokens.masks.counts
     else:
         lengths, mask_counts = np.full(header.num_present, header.tokens_per_picture, dtype=np.int64), None
-        digests = _view_digests(streams, header)[offsets]
+        digests = read_view_digests(streams, num_samples=header.num_samples)[offsets]
     row_offsets = _check_rows(
         header.target, lengths=lengths, mask_counts=mask_counts, num_present=header.num_present, num_rows=header.num_rows
     )
@@ -287,12 +265,3 @@ def _decode(header: _Header, streams: Mapping[str, Bytes]) -> TargetBlock:
         row_offsets=row_offsets,
         values=value_codecs.decode(streams, num_rows=header.num_rows, target=header.target),
     )
-
-
-def _view_digests(streams: Mapping[str, Bytes], header: _Header) -> npt.NDArray[np.uint64]:
-    digests = np.zeros(header.num_samples, dtype=np.uint64)
-    stored = streams.get("view_digests", np.zeros(0, dtype=np.uint8))
-    if len(stored) != 8 * len(digests[::DIGEST_STRIDE]):
-        raise FormatError(f"{len(stored)} bytes of view digests for {header.num_samples} samples")
-    digests[::DIGEST_STRIDE] = stored.view(np.uint64)
-    return digests

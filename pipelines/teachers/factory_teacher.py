@@ -34,14 +34,7 @@ def load_factory_teacher(config: TeacherConfig) -> Teacher:
     Raises:
         TeacherError: the name cannot be imported, the factory fails or returns something else, the checkpoint does not fit.
     """
-    factory = import_factory(config.name)
-    try:
-        made = factory(**config.kwargs)
-    except Exception as error:
-        raise TeacherError(
-            f"teacher factory {config.name} failed with kwargs {config.kwargs}: {describe(error)}. Correct the factory or "
-            "teacher.kwargs"
-        ) from error
+    made = call_factory(config)
     module, description = _take_apart(made, name=config.name)
     if config.checkpoint is not None:
         load_weights(module, read_checkpoint(config.checkpoint), checkpoint=config.checkpoint, name=config.name)
@@ -52,6 +45,22 @@ def load_factory_teacher(config: TeacherConfig) -> Teacher:
         preprocessing=timm_preprocessing(description, name=config.name),
         class_names=tuple(description["label_names"]) if description.get("label_names") else None,
     )
+
+
+def call_factory(config: TeacherConfig) -> Any:
+    """Return what the factory of a config makes.
+
+    Raises:
+        TeacherError: the name cannot be imported, or the factory fails.
+    """
+    factory = import_factory(config.name)
+    try:
+        return factory(**config.kwargs)
+    except Exception as error:
+        raise TeacherError(
+            f"teacher factory {config.name} failed with kwargs {config.kwargs}: {describe(error)}. Correct the factory or "
+            "teacher.kwargs"
+        ) from error
 
 
 def import_factory(name: str) -> Callable[..., Any]:

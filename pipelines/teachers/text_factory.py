@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipelines.teachers.attention_capture import install
-from pipelines.teachers.base import canonical_architecture, describe
-from pipelines.teachers.factory_teacher import import_factory
+from pipelines.teachers.base import canonical_architecture
+from pipelines.teachers.factory_teacher import call_factory
 from pipelines.teachers.text_assembly import assemble_text_teacher
 from pipelines.teachers.text_base import TextTeacher
 from pipelines.teachers.weights import load_weights, read_checkpoint
@@ -42,14 +42,7 @@ def load_text_factory(config: TeacherConfig) -> TextTeacher:
     # The module of tokenizers reaches this package for its words of errors.
     from pipelines.text.tokenizers import load_tokenizer
 
-    factory = import_factory(config.name)
-    try:
-        made = factory(**config.kwargs)
-    except Exception as error:
-        raise TeacherError(
-            f"teacher factory {config.name} failed with kwargs {config.kwargs}: {describe(error)}. Correct the factory or "
-            "teacher.kwargs"
-        ) from error
+    made = call_factory(config)
     module, description = _take_apart(made, name=config.name)
     if config.checkpoint is not None:
         load_weights(module, read_checkpoint(config.checkpoint), checkpoint=config.checkpoint, name=config.name)

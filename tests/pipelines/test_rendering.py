@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.rendering import SampleRenderer, map_ahead
+from storage.block_fields import DIGEST_STRIDE
 from storage.images import decode_image
-from storage.label_blocks import DIGEST_STRIDE
 from storage.sources import Sample
 from storage.specs import RandomResizedCropView
 from storage.views import draw_view_params, render, view_digest

@@ -10,10 +10,10 @@ import numpy as np
 import xxhash
 
 from storage import codecs
+from storage.block_fields import DIGEST_STRIDE
 from storage.cache import Cache
 from storage.codecs import RankedLabels
 from storage.config import ImageFolderConfig
-from storage.label_blocks import DIGEST_STRIDE
 from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
 from storage.parts import DeadLetter, PartRecord, PartStatistics, PartWriter
 from storage.samples import SampleTable

@@ -157,7 +157,7 @@ TARGET = SPEC.to_json()
         ({"num_rows": 4}, "'present' of 1 bytes is more than its rows allow"),
         ({"num_samples": 3}, "'present' of 1 bytes is more than its rows allow"),
         ({"num_samples": 100}, "8 bytes of view digests for 100 samples"),
-        ({"num_samples": 9}, "3 samples are present, 3 rows are stored"),
+        ({"num_samples": 9}, "3 samples are present, 3 are stored"),
         ({"key_hash": None}, "key hash None"),
         ({"key_hash": 171}, "key hash 171"),
         ({"key_hash": "ab"}, "key hash 'ab'"),
@@ -175,8 +175,8 @@ def test_headers_that_cannot_be_are_refused_and_say_where(changes, problem):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"present": np.uint8([0b0011])}, "2 samples are present, 3 rows are stored"),
-        ({"present": np.uint8([0b1111])}, "4 samples are present, 3 rows are stored"),
+        ({"present": np.uint8([0b0011])}, "2 samples are present, 3 are stored"),
+        ({"present": np.uint8([0b1111])}, "4 samples are present, 3 are stored"),
         ({"present": np.uint8([0b1011, 0])}, "rows allow"),
         ({"present": None}, "0 samples are present"),
         ({"view_digests": None}, "0 bytes of view digests for 4 samples"),

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.alignment import rows_per_sample
+from storage.block_fields import DIGEST_STRIDE
 from storage.blocks import encode_block
 from storage.codecs import values as value_codecs
 from storage.errors import FormatError
 from storage.features import FeatureRows
-from storage.label_blocks import DIGEST_STRIDE
 from storage.soft_labels import SoftLabels
 from storage.target_blocks import MAX_BLOCK_SAMPLES, block_samples, decode_target_block, encode_target_block
 from tests.storage.targets import OF_PICTURES, TARGETS, VOCABULARY, make_tokens, make_values, take_values, tokens_as_lists
