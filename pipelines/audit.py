@@ -38,6 +38,7 @@ from storage.random import label_uniforms
 from storage.soft_labels import SoftLabels, concatenate
 from storage.sources.base import Sample, UnitReader
 from storage.specs import MaskedTokensView, SampledCodec, SoftLabelsSpec, ThresholdCodec, TokensView
+from storage.upkeep.reading import hold_label_set
 
 
 def audit(
@@ -67,9 +68,17 @@ def audit(
     if num_rows < 1 or (threshold is not None and not 0 <= threshold <= 1):
         raise ConfigError(f"an audit of {num_rows} rows with threshold {threshold}: give at least 1 row, a threshold in [0, 1]")
     opened = LabelSet.open(Cache.at(config.cache), name_or_id=label_set or next(iter(label_set_names(config).values())))
+    of_text = isinstance(opened.manifest.request.view, TokensView | MaskedTokensView)
+    with hold_label_set(opened):
+        return (audit_texts if of_text else _audit_pictures)(
+            config, opened, num_rows=num_rows, threshold=threshold, seed=seed, progress=progress
+        )
+
+
+def _audit_pictures(
+    config: ExperimentConfig, opened: LabelSet, *, num_rows: int, threshold: float | None, seed: int, progress: bool
+) -> dict[str, Any]:
     manifest = opened.manifest
-    if isinstance(manifest.request.view, TokensView | MaskedTokensView):
-        return audit_texts(config, opened, num_rows=num_rows, threshold=threshold, seed=seed, progress=progress)
     manifest.request.rendered_view()
     # Vectors of pictures are checked by decant cache verify alone: the message names what an audit takes.
     _ = manifest.request.soft_labels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,6 +17,10 @@ _UNHURRIED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", **_UNHURRIED)
 settings.register_profile("ci", derandomize=True, print_blob=True, **_UNHURRIED)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# A shell ignores interrupts for what it starts in the background, and a process started from here would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

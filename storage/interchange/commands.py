@@ -17,6 +17,7 @@ from storage.interchange.tinyvit_import import import_tinyvit
 from storage.interchange.tinyvit_units import KeyStyle
 from storage.label_set import LabelSet
 from storage.specs import Size
+from storage.upkeep.reading import hold_label_set
 
 
 def export_label_set(
@@ -39,7 +40,10 @@ def export_label_set(
         force: replace an export that lies there.
     """
     label_set = LabelSet.open(Cache.at(url), name_or_id=name)
-    with tqdm(unit="row", unit_scale=True, desc="export", file=sys.stderr, disable=not _shown(progress)) as bar:
+    with (
+        hold_label_set(label_set),
+        tqdm(unit="row", unit_scale=True, desc="export", file=sys.stderr, disable=not _shown(progress)) as bar,
+    ):
 
         def advance(done: int, total: int) -> None:
             bar.total = total

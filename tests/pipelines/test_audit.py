@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelines.audit_sample import choose_places, stored_rows
 from pipelines.label import plan_run, run_label
 from pipelines.teachers.base import Teacher
 from storage.cache import Cache
+from storage.catalogue import list_cache
 from storage.errors import ConfigError, CorruptError, MismatchError
 from storage.images import decode_image
 from storage.label_set import LabelSet
@@ -87,6 +89,20 @@ def test_the_teacher_that_made_labels_says_the_same_again(labelled):
     assert found["top1_agreement"] == 1
     assert (found["num_view_digests"], found["provenance_differences"]) == (20, [])
     assert snapshot(labelled.cache) == before
+
+
+def test_an_audit_holds_what_it_reads_against_gc(labelled, monkeypatch):
+    held = []
+
+    def look(label_set, **options):
+        store = label_set.cache.store
+        held.extend(json.loads(store.read(name))["requests"] for name in store.names("runs/holds"))
+        return stored_rows(label_set, **options)
+
+    monkeypatch.setattr(auditing, "stored_rows", look)
+    audit(labelled, num_rows=2, progress=False)
+    (label_set,) = {entry["id"] for entry in list_cache(labelled.cache)["label_sets"]}
+    assert held == [[LabelSet.open_id(Cache.at(labelled.cache), label_set=label_set).manifest.request.fingerprint()]]
 
 
 def test_an_audit_can_be_repeated_and_another_seed_looks_at_other_rows(labelled):

@@ -9,8 +9,9 @@ import pytest
 
 from storage.catalogue import list_cache, show_label_set, verify_label_sets
 from storage.errors import ConfigError, MismatchError
-from storage.interchange import export_label_set, import_tinyvit_folder
+from storage.interchange import commands, export_label_set, import_tinyvit_folder
 from storage.interchange.commands import parse_size
+from storage.interchange.export import export_labels
 from storage.interchange.rows import parse_views
 from tests.storage.interchange.label_sets import draw_records, make_label_set, make_request, write_epoch
 
@@ -31,6 +32,21 @@ def test_an_export_says_what_was_lost(tmp_path):
     assert summary["lost"] == list(found["lost"])
     assert (summary["num_rows"], summary["num_missing"], summary["views"]) == (3, 1, [1, 2])
     assert json.loads(json.dumps(found))["losses"]["num_rows_above_one"] == found["losses"]["num_rows_above_one"]
+
+
+def test_an_export_holds_what_it_reads_against_gc(tmp_path, monkeypatch):
+    label_set = make_label_set(tmp_path / "cache", units=[["a", "b"]])
+    held = []
+
+    def look(*arguments, **options):
+        store = label_set.cache.store
+        held.extend(json.loads(store.read(name))["requests"] for name in store.names("runs/holds"))
+        return export_labels(*arguments, **options)
+
+    monkeypatch.setattr(commands, "export_labels", look)
+    export_label_set(str(tmp_path / "cache"), name="tiny", target=str(tmp_path / "out"), layout="tinyvit")
+    assert held == [[label_set.manifest.request.fingerprint()]]
+    assert label_set.cache.store.names("runs/holds") == []
 
 
 def test_what_tinyvit_cannot_hold_is_refused(tmp_path):
