@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench trial trial-text golden docs clean
+.PHONY: help install demo test check bench trial trial-text cluster-up cluster-down cluster-demo golden docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 install: $(STAMP) ## make .venv with everything, as constraints.txt pins it
 
@@ -42,6 +42,16 @@ trial: $(STAMP) ## train real students on Fashion-MNIST, with and without labels
 trial-text: $(STAMP) ## the same on SST-2 and, with a real language model, on tinyshakespeare
 	$(BIN)/python -m tests.trials.sst2
 	$(BIN)/python -m tests.trials.stories
+
+cluster-up: $(STAMP) ## play a Flink cluster of two hosts on this machine (needs Java 17 and Maven)
+	$(BIN)/python -m cluster up
+
+cluster-down: $(STAMP) ## take it down
+	$(BIN)/python -m cluster down
+	$(BIN)/python -m cluster down --folder runs/cluster-demo
+
+cluster-demo: $(STAMP) ## label pictures on such a cluster and compare every digest with a local run
+	$(BIN)/python -m cluster demo
 
 golden: $(STAMP) ## write the golden files of the current format version
 	$(BIN)/python -m tests.golden

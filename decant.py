@@ -6,13 +6,14 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from storage.commands import add_cache_actions, run_cache_action
+from storage.commands import add_cache_actions, positive_number, run_cache_action
 from storage.errors import DecantError
 
 _EXIT_INTERRUPTED = 130
@@ -32,6 +33,13 @@ def _load(arguments: argparse.Namespace) -> Any:
     return load_config(arguments.config, overrides=arguments.set)
 
 
+def _check_credentials(config: Any) -> None:
+    """Refuse stores that cannot be used before frameworks are imported, which takes longer than to find out."""
+    from storage.credentials import check_credentials, stores_of
+
+    check_credentials(stores_of(config))
+
+
 def _need(extra: str, error: ImportError) -> NoReturn:
     if (error.name or "").partition(".")[0] in {"pipelines", "storage", "student_training"}:
         raise error
@@ -40,6 +48,7 @@ def _need(extra: str, error: ImportError) -> NoReturn:
 
 def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     config = _load(arguments)
+    _check_credentials(config)
     try:
         from pipelines.estimate import estimate
         from pipelines.label import plan_runs
@@ -84,18 +93,41 @@ def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str
     if arguments.workers is not None:
         arguments.set.append(f"generation.workers={arguments.workers}")
     config = _load(arguments)
+    _check_credentials(config)
     try:
-        from pipelines.describe import describe_report
-        from pipelines.label import plan_runs, run_labels
-        from pipelines.runner import pipeline_options
+        from pipelines.describe import describe_report, describe_submitted
+        from pipelines.detaching import check_detachable
+        from pipelines.engine import pipeline_options
+        from pipelines.label import plan_runs, run_labels, submit_labels
     except ImportError as error:
         _need("label", error)
     options = pipeline_options(beam_arguments)
+    if arguments.detach:
+        check_detachable(options)
+    if arguments.preflight:
+        from pipelines.doctor.preflight import preflight
+
+        preflight(config, options=options, say=_silent if arguments.json else _say)
+    # Without options for Beam: they may hold secrets, and all parts may be there when it goes on.
+    overrides = [word for override in arguments.set for word in ("--set", override)]
+    command = shlex.join(["decant", "label", arguments.config, *overrides])
     runs = plan_runs(config, progress=not arguments.json, retry_dead_letters=arguments.retry_dead_letters)
     for plan in (run.plan for run in runs if run.plan.tasks and not arguments.json):
         what = "documents" if plan.of_text else "rows"
         _say(f"{config.name}: {plan.num_missing_rows:,} of {plan.num_rows:,} {what} to label, in {len(plan.tasks):,} work units")
-    reports = run_labels(runs, options=options, progress=not arguments.json)
+    if arguments.detach and any(run.plan.tasks for run in runs):
+        submitted = submit_labels(runs, options=options, anyway=arguments.anyway, command=command)
+        if not arguments.json:
+            _say(describe_submitted(submitted))
+        return {"name": config.name, **asdict(submitted)}
+    reports = run_labels(
+        runs,
+        options=options,
+        progress=not arguments.json,
+        line_seconds=arguments.progress_seconds,
+        anyway=arguments.anyway,
+        command=command,
+    )
     if not arguments.json:
         _say("\n".join(describe_report(report, cache=config.cache or "") for report in reports))
     return _of_targets(config, [asdict(report) for report in reports])
@@ -153,12 +185,31 @@ def _audit(arguments: argparse.Namespace) -> dict[str, Any]:
 def _repair(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
     config = _load(arguments)
     try:
+        from pipelines.engine import pipeline_options
         from pipelines.repair import repair
-        from pipelines.runner import pipeline_options
     except ImportError as error:
         _need("label", error)
     options = pipeline_options(beam_arguments)
     found = repair(config, dry_run=arguments.dry_run, options=options, progress=not arguments.json)
+    text = found.pop("text")
+    if not arguments.json:
+        _say(text)
+    return found
+
+
+def _doctor(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+    try:
+        from pipelines.doctor.command import run_doctor
+    except ImportError as error:
+        _need("label", error)
+    found = run_doctor(
+        words,
+        overrides=arguments.set,
+        workers=arguments.workers,
+        num_elements=arguments.elements,
+        timeout_seconds=arguments.timeout,
+        progress=not arguments.json,
+    )
     text = found.pop("text")
     if not arguments.json:
         _say(text)
@@ -237,13 +288,30 @@ def _parser() -> argparse.ArgumentParser:
         parents=[common, config],
         text="Run the teacher on what is not labelled yet and commit the label set. Unknown options go to Beam.",
         example="decant label configs/fashion_mnist.yaml --workers 2\n"
-        "  decant label configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081",
+        "  decant label configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081 --detach",
     )
     label.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers)")
+    label.add_argument(
+        "--preflight",
+        action="store_true",
+        help="first send a tiny job, as decant doctor does; an error ends the run before its work",
+    )
     label.add_argument(
         "--retry-dead-letters",
         action="store_true",
         help="also compute rows without a label, where pictures are unchanged",
+    )
+    label.add_argument(
+        "--detach",
+        action="store_true",
+        help="submit the run and end; decant cache watch follows it, and the same command again commits the label set",
+    )
+    label.add_argument("--anyway", action="store_true", help="also compute what a detached run computes at this moment")
+    label.add_argument(
+        "--progress-seconds",
+        type=positive_number,
+        metavar="SECONDS",
+        help="a plain line about progress so often, on standard error (default: a bar, on terminals only)",
     )
     audit = add(
         "audit",
@@ -253,7 +321,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("--label-set", help="name or id (default: the one the config's name points at)")
     audit.add_argument("--rows", type=int, default=64, help="rows to look at (default: 64)")
-    audit.add_argument("--threshold", type=float, help="largest total variation that passes (default: by precision and codec)")
+    audit.add_argument(
+        "--threshold",
+        type=float,
+        help="largest total variation (of vectors: distance) that passes (default: by target, precision and codec)",
+    )
     audit.add_argument("--seed", type=int, default=0, help="another one chooses other rows (default: 0)")
     repair = add(
         "repair",
@@ -262,6 +334,24 @@ def _parser() -> argparse.ArgumentParser:
         example="decant repair configs/fashion_mnist.yaml",
     )
     repair.add_argument("--dry-run", action="store_true", help="only say what is damaged")
+    doctor = add(
+        "doctor",
+        parents=[common],
+        text="Ask this machine, and every worker of an engine, whether it could label: versions, device, memory, store, clock; a\n"
+        "config says what else must be reached. Unknown options go to Beam. Exit status 1 where something is in the way.",
+        example="decant doctor\n  decant doctor configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081",
+    )
+    doctor.usage = "decant doctor [config] [options] [options of Beam]"
+    doctor.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the config; repeatable"
+    )
+    doctor.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers, or 1)")
+    doctor.add_argument(
+        "--elements", type=int, help="what the job is cut into (default: 4 for each worker known of, at least 16 elsewhere)"
+    )
+    doctor.add_argument(
+        "--timeout", type=float, default=120.0, help="seconds after which a job on another machine is given up (default: 120)"
+    )
     train = add(
         "train",
         parents=[common, config],
@@ -282,8 +372,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-    if arguments.command in {"label", "repair"}:
-        return (_label if arguments.command == "label" else _repair)(arguments, rest)
+    with_rest = {"label": _label, "repair": _repair, "doctor": _doctor}
+    if arguments.command in with_rest:
+        return with_rest[arguments.command](arguments, rest)
     if rest:
         raise _UsageError(f"unknown arguments: {' '.join(rest)}")
     handlers: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]

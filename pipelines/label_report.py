@@ -75,8 +75,8 @@ def make_report(cache: Cache, *, plan: LabelPlan, manifest: Manifest, seconds: f
         num_rows=manifest.num_rows,
         # How many sequences texts have shows when they are labelled.
         num_computed_rows=times.num_rows if plan.of_text else plan.num_missing_rows,
-        num_retried_rows=sum(task.num_dead_rows for task in plan.tasks),
-        num_cured_rows=num_cured_rows(cache, plan.tasks, of_text=plan.of_text),
+        num_retried_rows=sum(task.num_dead_rows for task in plan.tasks.retried),
+        num_cured_rows=num_cured_rows(cache, plan.tasks.retried, of_text=plan.of_text),
         num_dead_letters=manifest.num_dead_letters,
         parts_bytes=manifest.parts_bytes,
         bytes_per_row=manifest.parts_bytes / max(statistics.num_rows, 1),

@@ -16,9 +16,11 @@ from pipelines.label_unit import LabelledUnit, Reading, provenance, unit_changed
 from pipelines.measuring import measure_values
 from pipelines.rendering import RenderedSample, SampleRenderer, map_ahead
 from pipelines.teachers.base import Teacher
+from pipelines.teachers.outputs import Wanted
 from pipelines.values import concatenate_values, empty_values, take_values
-from pipelines.vectors import extract_vectors, wanted_of
+from pipelines.vectors import extract_picture_vectors, num_tokens_of, wanted_of
 from storage.alignment import rows_per_sample
+from storage.block_bounds import MAX_BLOCK_VALUE_ROWS, block_samples
 from storage.codecs.values import UnstoredValues
 from storage.config import GenerationConfig
 from storage.errors import ConfigError, TeacherError
@@ -29,7 +31,7 @@ from storage.parts import DeadLetter, PartStatistics, PartWriter
 from storage.samples import SampleTable
 from storage.sources.base import NO_LABEL, Source
 from storage.specs import FeaturesSpec, RequestSpec, SoftLabelsSpec
-from storage.target_blocks import MAX_BLOCK_VALUE_ROWS, block_samples, decode_target_block, encode_target_block
+from storage.target_blocks import decode_target_block, encode_target_block
 from storage.text.token_rows import offsets_of, spans
 
 
@@ -91,11 +93,7 @@ class FeatureUnitLabeller:
             wanted = wanted_of([self._target])
             grey = np.full((1, *self.request.rendered_view().size, 3), 128, dtype=np.uint8)
             raw = self.teacher.vectors(grey, wanted=wanted).raw
-            found = 1
-            if raw.hidden:
-                found = raw.hidden[0].shape[1]
-            elif raw.attention:
-                found = next(iter(raw.attention.values())).query.shape[2]
+            found = num_tokens_of(raw)
             one = np.ones(1, dtype=np.int64)
             per_token = rows_per_sample(self._target, lengths=2 * one, mask_counts=None)[0] > 1
             self._num_tokens = found if per_token else 1
@@ -114,7 +112,7 @@ class FeatureUnitLabeller:
             TeacherError: the teacher fails on every sample of a batch, or runs out of memory.
         """
         started = time.perf_counter()
-        size = block_samples(num_samples=task.num_samples, max_tokens=self.num_tokens())
+        size = block_samples(num_samples=task.num_samples, num_tokens=self.num_tokens())
         reading = Reading(
             num_samples=task.num_samples,
             wanted=np.ones(task.num_samples, dtype=np.bool_),
@@ -216,11 +214,10 @@ class FeatureUnitLabeller:
         Returns:
             rows of all samples of the batch, bool [samples] whether each can be stored, and why some could not be computed.
         """
-        there = torch.ones((len(alive), self.num_tokens()), dtype=torch.bool, device=self.teacher.device)
         wanted = wanted_of([self._target])
         try:
-            rows, storable = extract_vectors(self.teacher.vectors(pixels, wanted=wanted), target=self._target, there=there)
-            return rows, np.asarray(storable.reshape(len(alive), each).all(axis=1), dtype=np.bool_), {}
+            rows, storable = self._extract(pixels, num_pictures=len(alive), wanted=wanted)
+            return rows, storable, {}
         except TeacherError as error:
             if isinstance(error.__cause__, torch.OutOfMemoryError):
                 raise
@@ -235,9 +232,8 @@ class FeatureUnitLabeller:
             one = FeatureRows(tensors=blank)
             if alive[place]:
                 try:
-                    outputs = self.teacher.vectors(alone, wanted=wanted)
-                    one, storable = extract_vectors(outputs, target=self._target, there=there[:1])
-                    whole[place] = storable.all()
+                    one, storable = self._extract(alone, num_pictures=1, wanted=wanted)
+                    whole[place] = storable[0]
                 except TeacherError as error:
                     failed[place] = error.__cause__ or error
             found.append(one)
@@ -249,6 +245,12 @@ class FeatureUnitLabeller:
                     f"the teacher fails on every sample of a batch, and on black ones: {whole_batch_error}"
                 ) from error
         return concatenate_features(found), whole, failed
+
+    def _extract(
+        self, pixels: npt.NDArray[np.uint8], *, num_pictures: int, wanted: Wanted
+    ) -> tuple[FeatureRows, npt.NDArray[np.bool_]]:
+        outputs = self.teacher.vectors(pixels, wanted=wanted)
+        return extract_picture_vectors(outputs, target=self._target, num_pictures=num_pictures, device=self.teacher.device)
 
     def _encode(
         self, view: _View, *, view_index: int, keys: list[str], size: int, last: bool, statistics: PartStatistics

@@ -1,68 +1,45 @@
-"""Progress of a run, by counting committed parts: it shows on every runner, and is true."""
+"""Progress of a run beside the run itself, by counting committed parts: it shows on every runner, and is true."""
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from tqdm import tqdm
-
-from pipelines.label_task import LabelTask
-from storage.cache import Cache
 from storage.errors import CacheError
-from storage.part_listing import file_names
+from storage.label_runs.folder import RunFolder, RunInfo
+from storage.label_runs.following import RunFollower
+from storage.label_runs.showing import ProgressDisplay
 
-_POLL_SECONDS = 1.0
 
-
-class PartProgress:
-    """A progress bar of rows on a terminal, fed by a thread that looks which parts of some tasks are committed.
-
-    Rows that are tried again count when their part is replaced; where none of a part's can be cured, when all is done.
+class RunProgress:
+    """A bar on a terminal, or plain lines where they are asked for, fed by a thread. What is not shown is not looked at.
 
     Args:
-        tasks: of one request, at least one.
+        show: whether a bar may be shown.
+        line_seconds: a line is written so often, in place of a bar; None: no lines.
     """
 
-    def __init__(self, tasks: Sequence[LabelTask], *, cache: Cache, show: bool) -> None:
-        self._cache = cache
-        self._request = tasks[0].part.request
-        self._rows = {f"{task.part.name}.json": task.num_rows for task in tasks if task.replaces is None}
-        self._retried = {task.part.name: task.num_rows for task in tasks if task.replaces is not None}
-        self._replaced: set[str] = set()
-        self._bar = tqdm(
-            total=sum(task.num_rows for task in tasks), unit="row", desc="label", file=sys.stderr, disable=not show, smoothing=0.1
-        )
-        self._known_tars = set(self._tars()) if self._retried and show else set()
+    def __init__(self, run: RunFolder, *, info: RunInfo, show: bool, line_seconds: float | None = None) -> None:
+        self._run = run
+        self._info = info
+        self._display = ProgressDisplay(num_rows=info.num_rows, unit=info.unit, show=show, line_seconds=line_seconds)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
 
-    def _names(self) -> Iterator[str]:
-        for batch in file_names(self._cache.store, self._cache.request_folder(self._request)):
-            yield from batch
-
-    def _tars(self) -> Iterator[str]:
-        return (name for name in self._names() if name.endswith(".tar"))
-
-    def _look(self) -> None:
-        done = sum(self._rows.get(name, 0) for name in self._names()) if self._rows else 0
-        if self._retried:
-            self._replaced.update(name.rsplit(".", 2)[0] for name in self._tars() if name not in self._known_tars)
-            done += sum(self._retried.get(part, 0) for part in self._replaced)
-        self._bar.update(done - self._bar.n)
-
     def _poll(self) -> None:
-        while not self._stop.wait(_POLL_SECONDS):
+        follower: RunFollower | None = None
+        wait_seconds = 0.0
+        while not self._stop.wait(wait_seconds):
             try:
-                self._look()
+                follower = follower or RunFollower.open(self._run, info=self._info)
+                wait_seconds = follower.wait_seconds
+                self._display.update(follower.look())
             except CacheError:
                 # The workers meet the same trouble and say it; a bar must not end a run.
-                continue
+                wait_seconds = 1.0
 
-    def __enter__(self) -> PartProgress:
-        if not self._bar.disable:
+    def __enter__(self) -> RunProgress:
+        if self._display.shown:
             self._thread.start()
         return self
 
@@ -70,6 +47,4 @@ class PartProgress:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-            if kind is None:
-                self._bar.update(self._bar.total - self._bar.n)
-        self._bar.close()
+        self._display.end(done=kind is None)

@@ -11,9 +11,10 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.inspection import InspectedPart, Inspection, inspect
-from pipelines.label import PlannedRun, planned, run_label
-from pipelines.label_task import LabelTask
+from pipelines.label import planned, run_label
+from pipelines.label_task import LabelTask, ListedTasks
 from pipelines.plan import LabelPlan
+from pipelines.planned_run import PlannedRun
 from pipelines.survey import Survey, config_of_each_target, survey_run
 from storage.cache import Cache
 from storage.config import ExperimentConfig
@@ -68,7 +69,7 @@ def repair(
         cache.add_request(found.requests[request])
     run = _planned(found, survey=survey())
     computed = {task.part for task in run.plan.tasks}
-    report = run_label(run, options=options, progress=progress)
+    report = run_label(run, options=options, progress=progress, anyway=True)
     label_set = LabelSet.open_id(cache, label_set=report.label_set)
     left = verify(label_set)
     results = [_result(cache, part, computed=part.used.part in computed) for part in broken]
@@ -167,8 +168,9 @@ def _planned(found: Inspection, *, survey: Survey) -> PlannedRun:
         num_units=len(survey.units),
         num_samples=sum(unit.num_samples for unit in survey.units),
         parts=tuple(part.used for part in found.parts),
-        tasks=tuple(tasks),
+        tasks=ListedTasks(tasks),
         not_lending={},
+        lenders=frozenset(part.used.part.request for part in found.parts) - {found.request.fingerprint()},
     )
     return planned(survey, plan=plan)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.block_checks import check_blocks
 from pipelines.feature_targets import resolve_features
 from pipelines.teacher_memo import AnyTeacherFacts, TextTeacherFacts
 from pipelines.text.request import resolve_text_requests
@@ -41,6 +42,7 @@ def resolve_requests(config: ExperimentConfig, *, facts: AnyTeacherFacts) -> dic
         key = "target" if config.targets is None else f"targets.{name}"
         if isinstance(target, SoftLabelsConfig):
             spec: TargetSpec = soft_labels_spec(target, num_classes=facts.spec.num_classes, key=key)
+            check_blocks(spec, view=None, key=key)
         else:
             # How many tokens a picture of this size has shows when the teacher runs.
             spec = resolve_features(

@@ -161,9 +161,9 @@ def _letters_left(record: PartRecord, *, computed: ComputedUnit, wanted: npt.NDA
 
 
 def num_cured_rows(cache: Cache, tasks: Iterable[LabelTask], *, of_text: bool = False) -> int:
-    """Return how many rows of retried parts have a label now."""
+    """Return how many rows of parts that tasks tried again have a label now."""
     cured = 0
-    for part, num_dead_rows in {task.part: task.num_dead_rows for task in tasks if task.replaces is not None}.items():
+    for part, num_dead_rows in {task.part: task.num_dead_rows for task in tasks}.items():
         cured += num_dead_rows - _num_dead(cache, part, of_text=of_text)
     return cured
 

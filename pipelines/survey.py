@@ -12,8 +12,9 @@ from pipelines.teacher_memo import TeacherMemo, facts_of
 from pipelines.transforms import shared_teacher
 from storage.cache import Cache
 from storage.config import ExperimentConfig, SourceConfig, TeacherConfig
-from storage.errors import ConfigError
+from storage.errors import ConfigError, SourceError
 from storage.hashing import fingerprint
+from storage.samples import MAX_UNIT_SAMPLES
 from storage.sources import IndexedUnit, SourceMemo, index_source, open_source
 from storage.sources.base import Source
 from storage.specs import RequestSpec
@@ -92,6 +93,7 @@ def survey_targets(config: ExperimentConfig, *, progress: bool) -> dict[str, Sur
             on_progress=lambda done, total: _advance(bar, done=done, total=total),
         )
     check_classes(facts, source_classes=source.classes)
+    _check_units(index.units)
     configs = config_of_each_target(config)
     return {
         name: Survey(
@@ -106,6 +108,20 @@ def survey_targets(config: ExperimentConfig, *, progress: bool) -> dict[str, Sur
         )
         for name, request in requests.items()
     }
+
+
+def _check_units(units: tuple[IndexedUnit, ...]) -> None:
+    """Refuse units of more samples than a part holds.
+
+    Raises:
+        SourceError: the largest such unit.
+    """
+    largest = max(units, key=lambda unit: unit.num_samples, default=None)
+    if largest is not None and largest.num_samples > MAX_UNIT_SAMPLES:
+        raise SourceError(
+            f"unit {largest.unit.name!r} holds {largest.num_samples:,} samples, a part at most {MAX_UNIT_SAMPLES:,}: split the "
+            "file, or give it without compression, so that it is cut into units (source.unit_size)"
+        )
 
 
 def _advance(bar: tqdm[None], *, done: int, total: int) -> None:

@@ -20,7 +20,8 @@ from storage.hashing import canonical_json, fingerprint, seal, unseal
 from storage.specs import EvaluationView, Positions, Spec, TeacherSpec, TextTeacherSpec
 
 _CHUNK_BYTES = 1 << 22
-_LOCAL_FOLDER = "local-dir:"
+LOCAL_FOLDER = "local-dir:"
+"""What timm writes before a local folder."""
 _OF_TRANSFORMERS = ("transformers", "masked_lm", "causal_lm", "sequence_classifier")
 
 
@@ -111,7 +112,7 @@ class TeacherMemo:
 
     def _name(self, config: TeacherConfig) -> str | None:
         """Return the memo's name, or None for a teacher that is not wholly in local files (a hub tag, a factory's code)."""
-        folder = _folder(config)
+        folder = local_folder(config)
         named = config.kind == "timm" and ":" not in config.name and "/" not in config.name
         files = local_files(config)
         if not (folder or named) or not files or not all(file.is_file() for file in files):
@@ -156,7 +157,7 @@ def _settings(config: TeacherConfig) -> dict[str, object]:
 
 def local_files(config: TeacherConfig) -> list[Path]:
     """Return the local files a teacher is made of: its folder's, its tokenizer's, its checkpoint, which may be missing."""
-    files = _files_of(_folder(config))
+    files = _files_of(local_folder(config))
     if config.tokenizer is not None:
         tokenizer = Path(config.tokenizer)
         files += [tokenizer] if tokenizer.is_file() else _files_of(tokenizer)
@@ -167,10 +168,10 @@ def _files_of(folder: Path | None) -> list[Path]:
     return sorted(item for item in folder.iterdir() if item.is_file()) if folder is not None and folder.is_dir() else []
 
 
-def _folder(config: TeacherConfig) -> Path | None:
+def local_folder(config: TeacherConfig) -> Path | None:
     """Return the local folder that the config names, or None."""
-    if config.kind == "timm" and config.name.startswith(_LOCAL_FOLDER):
-        return Path(config.name.removeprefix(_LOCAL_FOLDER))
+    if config.kind == "timm" and config.name.startswith(LOCAL_FOLDER):
+        return Path(config.name.removeprefix(LOCAL_FOLDER))
     if config.kind in _OF_TRANSFORMERS and Path(config.name).is_dir():
         return Path(config.name) / str(config.kwargs.get("subfolder", ""))
     return None

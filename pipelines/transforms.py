@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 import torch
 from apache_beam.metrics import Metrics
 
+from pipelines.doctor.machine import cpu_threads
 from pipelines.label_task import LabelTask
 from pipelines.label_unit import LabelledUnit, UnitLabeller
 from pipelines.labellers import label_unit, make_labeller
 from pipelines.retry import relabel, retry
+from pipelines.task_files import TaskFiles, read_tasks
 from pipelines.teacher_memo import local_files
 from pipelines.teachers import load_any_teacher
 from pipelines.teachers.base import Teacher
 from pipelines.teachers.text_base import TextTeacher
 from pipelines.text.labelling import TextUnitLabeller
+from pipelines.worker_check import SETUP, Expected, another_cache, check_cache
 from storage.cache import Cache
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
 from storage.errors import CacheError, DecantError, MismatchError, SourceError
 from storage.filesystem import Store
+from storage.label_runs.heartbeat import Heartbeat
 from storage.parts import PartRecord
 from storage.sources import open_source
-from storage.sources.base import SourceUnit
-from storage.specs import PartSpec, RequestSpec
+from storage.specs import RequestSpec
 
-TASKS_PER_FILE = 1000
+_LAST_BEAT_SECONDS = 5.0
+"""A run ends a moment after a beat, so that others see when."""
 _teachers: dict[str, Teacher | TextTeacher] = {}
 _teachers_lock = threading.Lock()
 
@@ -51,16 +53,6 @@ def shared_teacher(config: TeacherConfig) -> Teacher | TextTeacher:
         return _teachers[name]
 
 
-def task_to_json(task: LabelTask) -> dict[str, Any]:
-    """Return the JSON form of a task, as it lies in a run's task files."""
-    return {**asdict(task), "part": task.part.to_json()}
-
-
-def task_from_json(data: dict[str, Any]) -> LabelTask:
-    """Return the task of its JSON form."""
-    return LabelTask(**{**data, "unit": SourceUnit(**data["unit"]), "part": PartSpec.model_validate(data["part"])})
-
-
 class ReadTasks(beam.DoFn):
     """Task file names to tasks: the job graph does not grow with the number of units."""
 
@@ -69,8 +61,10 @@ class ReadTasks(beam.DoFn):
 
     def process(self, name: str) -> Iterator[tuple[LabelTask, ...]]:
         """Yield the work units of one file."""
-        for group in json.loads(self._store.read(name)):
-            yield tuple(task_from_json(task) for task in group)
+        try:
+            yield from read_tasks(self._store, name=name)
+        except FileNotFoundError as error:
+            raise another_cache(self._store) from error
 
 
 class LabelUnits(beam.DoFn):
@@ -88,6 +82,7 @@ class LabelUnits(beam.DoFn):
         teacher: TeacherConfig,
         source: SourceConfig,
         generation: GenerationConfig,
+        held: Iterable[str] = (),
     ) -> None:
         self._cache = cache
         self._run = run
@@ -95,20 +90,30 @@ class LabelUnits(beam.DoFn):
         self._teacher_config = teacher
         self._source_config = source
         self._generation = generation
+        self._held = tuple(held)
+        self._expected = Expected.of_this_process(teacher=teacher, source=source)
 
     def setup(self) -> None:
-        """Load the teacher, once a process, and prove that it is the one that was planned."""
-        threads = self._generation.torch_threads or max(1, (os.cpu_count() or 1) // self._generation.workers)
-        torch.set_num_threads(threads)
+        """Prove that this worker is as the process that built the job, load the teacher, once a process, and prove that, too."""
+        torch.set_num_threads(self._generation.torch_threads or max(1, cpu_threads() // self._generation.workers))
+        self._heartbeat = Heartbeat(self._cache, run=self._run.rpartition("/")[2], requests=self._held)
         try:
-            teacher = shared_teacher(self._teacher_config)
-            for request in self._requests.values():
-                _check_teacher(teacher, request=request)
-            source = open_source(self._source_config)
-            self._labeller = make_labeller(teacher, source=source, requests=self._requests, config=self._generation)
+            self._expected.check_versions(allow_differences=self._generation.allow_version_differences)
+            check_cache(self._cache, request=next(iter(self._requests)))
+            self._expected.check_paths()
+            # Loading may take minutes.
+            with self._heartbeat.working():
+                self._load()
         except DecantError as error:
-            self._report(f"setup-{uuid.uuid4().hex[:8]}", error, fatal=True)
+            self._report(f"{SETUP}{uuid.uuid4().hex[:8]}", error, fatal=True)
             raise
+
+    def _load(self) -> None:
+        teacher = shared_teacher(self._teacher_config)
+        for request in self._requests.values():
+            _check_teacher(teacher, request=request)
+        source = open_source(self._source_config)
+        self._labeller = make_labeller(teacher, source=source, requests=self._requests, config=self._generation)
 
     def start_bundle(self) -> None:
         """Forget the times of the bundle before."""
@@ -126,14 +131,15 @@ class LabelUnits(beam.DoFn):
                 missing.append(task)
         if not missing:
             return
-        try:
-            yield from self._compute(missing, existing=existing)
-        except SourceError as error:
-            self._report(missing[0].part.name, error, fatal=False)
-            Metrics.counter("decant", "units_failed").inc()
-        except DecantError as error:
-            self._report(missing[0].part.name, error, fatal=True)
-            raise
+        with self._heartbeat.working():
+            try:
+                yield from self._compute(missing, existing=existing)
+            except SourceError as error:
+                self._report(missing[0].part.name, error, fatal=False)
+                Metrics.counter("decant", "units_failed").inc()
+            except DecantError as error:
+                self._report(missing[0].part.name, error, fatal=True)
+                raise
 
     def _compute(self, tasks: list[LabelTask], *, existing: dict[LabelTask, PartRecord | None]) -> Iterator[str]:
         replaced = existing[tasks[0]]
@@ -142,6 +148,7 @@ class LabelUnits(beam.DoFn):
             filled = self._retry(task, replaced)
             if filled is None:
                 Metrics.counter("decant", "units_uncured").inc()
+                self._cache.store.write(f"{self._run}/uncured/{task.part.request}.{task.part.name}.json", b"{}")
             else:
                 record = self._cache.replace_part(filled.data, record=filled.record, replaces=replaced.tar_name)
                 self._count(task, filled, record)
@@ -152,9 +159,11 @@ class LabelUnits(beam.DoFn):
             yield task.part.name
 
     def _count(self, task: LabelTask, labelled: LabelledUnit, record: PartRecord) -> None:
-        Metrics.counter("decant", "units_labelled").inc()
+        Metrics.counter("decant", "units_committed").inc()
         Metrics.counter("decant", "rows").inc(record.statistics.num_rows)
         Metrics.counter("decant", "dead_letters").inc(len(record.dead_letters))
+        Metrics.distribution("decant", "unit_milliseconds").update(round(1000 * labelled.seconds))
+        Metrics.distribution("decant", "teacher_milliseconds").update(round(1000 * labelled.teacher_seconds))
         self._times.append(
             {
                 "part": task.part.name,
@@ -183,6 +192,7 @@ class LabelUnits(beam.DoFn):
         if self._times:
             name = f"{self._run}/times/{uuid.uuid4().hex}.json"
             self._cache.store.write(name, json.dumps(self._times).encode())
+            self._heartbeat.beat(after_seconds=_LAST_BEAT_SECONDS)
 
     def _report(self, name: str, error: Exception, *, fatal: bool) -> None:
         """Write an error down for the process that started the run. A fatal one is raised as well, and may be the store's own."""
@@ -210,11 +220,29 @@ def _check_teacher(teacher: Teacher | TextTeacher, *, request: RequestSpec) -> N
         )
 
 
+class NameTaskFiles(beam.PTransform):
+    """The names of a run's task files. What the job graph says of them is one element, however many they are."""
+
+    def __init__(self, files: TaskFiles) -> None:
+        super().__init__()
+        self._files = files
+
+    def expand(self, start: beam.Pipeline) -> beam.PCollection:
+        """Name the files on a worker, and spread the names."""
+        return start | beam.Create([self._files]) | beam.FlatMap(TaskFiles.names) | beam.Reshuffle()
+
+
 class LabelTasks(beam.PTransform):
     """Task file names to names of committed parts."""
 
-    def __init__(self, *, store: Store, label_units: LabelUnits) -> None:
+    def __init__(self, *, store: Store, label_units: LabelUnits, hints: dict[str, str] | None = None) -> None:
+        """Label with what some hints say that workers need.
+
+        Args:
+            hints: Beam's resource hints.
+        """
         super().__init__()
+        self._hints = hints or {}
         self._store = store
         self._label_units = label_units
 
@@ -225,5 +253,5 @@ class LabelTasks(beam.PTransform):
             | "ReadTasks" >> beam.ParDo(ReadTasks(self._store))
             # Without it the tasks fuse with their source into one bundle on one worker.
             | "SpreadTasks" >> beam.Reshuffle()
-            | "LabelUnits" >> beam.ParDo(self._label_units)
+            | "LabelUnits" >> beam.ParDo(self._label_units).with_resource_hints(**self._hints)
         )

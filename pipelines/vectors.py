@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.teachers.outputs import VectorOutputs, Wanted
+from pipelines.teachers.outputs import RawOutputs, VectorOutputs, Wanted
 from storage.features import FeatureRows
 from storage.specs import (
     AttentionSpec,
@@ -23,6 +23,8 @@ from storage.specs import (
 )
 
 _FLOAT16_MAX = 65504.0
+_CHUNK_VALUES = 1 << 24
+"""Dot products made at a time: 64 MB."""
 
 
 def wanted_of(targets: Sequence[TargetSpec]) -> Wanted:
@@ -73,8 +75,28 @@ def extract_vectors(
     rows = FeatureRows(tensors={name: values.cpu().numpy() for name, values in tensors.items()})
     storable = np.ones(len(rows), dtype=np.bool_)
     for values in tensors.values():
-        storable &= ((values.abs() <= limit) & values.isfinite()).all(dim=1).cpu().numpy()
+        # NaN stays NaN; and nothing as large as the rows is made beside them.
+        largest = torch.linalg.vector_norm(values, ord=torch.inf, dim=1)
+        storable &= ((largest <= limit) & largest.isfinite()).cpu().numpy()
     return rows, storable
+
+
+def num_tokens_of(raw: RawOutputs) -> int:
+    """Return the tokens of every picture of a batch; 1 where nothing of each token was asked for."""
+    if raw.hidden:
+        return int(raw.hidden[0].shape[1])
+    if raw.attention:
+        return int(next(iter(raw.attention.values())).query.shape[2])
+    return 1
+
+
+def extract_picture_vectors(
+    outputs: VectorOutputs, *, target: FeaturesSpec, num_pictures: int, device: torch.device
+) -> tuple[FeatureRows, npt.NDArray[np.bool_]]:
+    """Return the rows of a batch's first pictures, picture by picture, and bool [pictures], whether each can be stored."""
+    there = torch.ones((num_pictures, num_tokens_of(outputs.raw)), dtype=torch.bool, device=device)
+    rows, storable = extract_vectors(outputs, target=target, there=there)
+    return rows, np.asarray(storable.reshape(num_pictures, -1).all(axis=1), dtype=np.bool_)
 
 
 def _of_tokens(hidden: torch.Tensor, *, there: torch.Tensor, tokens: str) -> torch.Tensor:
@@ -93,8 +115,19 @@ def relations(vectors: torch.Tensor, *, there: torch.Tensor, num_heads: int) -> 
         vectors: float32 [samples, tokens, width], of all heads end to end; they are cut anew into `num_heads`.
         there: bool [samples, tokens].
     """
+    num_samples, num_tokens, _ = vectors.shape
     heads = vectors.unflatten(2, (num_heads, -1)).transpose(1, 2)
-    products = heads @ heads.transpose(2, 3) / heads.shape[-1] ** 0.5
-    pairs = there[:, :, None] & there[:, None, :]
-    lower = torch.ones(pairs.shape[1:], dtype=torch.bool, device=pairs.device).tril()
-    return products.permute(0, 2, 3, 1)[pairs & lower]
+    lower = torch.ones((num_tokens, num_tokens), dtype=torch.bool, device=vectors.device).tril()
+    lengths = there.sum(dim=1)
+    num_pairs = int((lengths * (lengths + 1) // 2).sum())
+    found = torch.empty((num_pairs, num_heads), dtype=vectors.dtype, device=vectors.device)
+    # All products of a batch at once are several times what is kept of them.
+    step = max(1, _CHUNK_VALUES // (num_heads * num_tokens**2))
+    filled = 0
+    for first in range(0, num_samples, step):
+        some, here = heads[first : first + step], there[first : first + step]
+        products = (some @ some.transpose(2, 3)).div_(heads.shape[-1] ** 0.5)
+        rows = products.permute(0, 2, 3, 1)[here[:, :, None] & here[:, None, :] & lower]
+        found[filled : filled + len(rows)] = rows
+        filled += len(rows)
+    return found

@@ -13,19 +13,25 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from storage.errors import CorruptError, FormatError, MismatchError
 from storage.filesystem import Store
 from storage.hashing import canonical_json, digest, seal, unseal
 from storage.heads import FrozenHead, decode_head, encode_head
+from storage.mapping import map_ahead
 from storage.part_listing import PartListing
-from storage.parts import Extent, PartRecord, check_extent
+from storage.parts import CommittedTar, Extent, PartRecord, check_extent
 from storage.remedies import EITHER_AGAIN, LABEL_AGAIN
 from storage.specs import PartSpec, RequestSpec
 
+_Record = TypeVar("_Record", bound=CommittedTar)
 _NAME = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
+_NUM_READERS = 32
+"""Records read from a remote store at a time: an answer takes tens of milliseconds, whatever its size."""
 _LABEL_SET_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -104,9 +110,18 @@ class Cache:
             FormatError: a record this release cannot read.
             MismatchError: the record is of another part.
         """
+        return self.find_record(part, kind=PartRecord)
+
+    def find_record(self, part: PartSpec, *, kind: type[_Record]) -> _Record | None:
+        """Return the record of a part as `find_part` does, or what a plan needs of it.
+
+        Raises:
+            FormatError: a record this release cannot read.
+            MismatchError: the record is of another part.
+        """
         name = self.record_name(part)
         try:
-            record = PartRecord.from_bytes(self.store.read(name), origin=f"{self.store.url}/{name}")
+            record = kind.from_bytes(self.store.read(name), origin=f"{self.store.url}/{name}")
         except FileNotFoundError:
             return None
         if record.part != part:
@@ -117,7 +132,20 @@ class Cache:
             whole = False
         return record if whole else None
 
-    def tar_name(self, record: PartRecord) -> str:
+    def are_committed(self, parts: Iterable[PartSpec]) -> Iterator[bool]:
+        """Yield, for each part in order, whether `find_part` finds it."""
+        found = map_ahead(partial(self.find_record, kind=CommittedTar), parts, num_threads=self._num_readers)
+        return (record is not None for record in found)
+
+    def find_parts(self, parts: Iterable[PartSpec]) -> Iterator[PartRecord | None]:
+        """Yield what `find_part` returns for each part, in order. Records of a remote store are read ahead, many at a time."""
+        return map_ahead(self.find_part, parts, num_threads=self._num_readers)
+
+    @property
+    def _num_readers(self) -> int:
+        return 1 if self.store.is_near else _NUM_READERS
+
+    def tar_name(self, record: CommittedTar) -> str:
         """Return the name of a part's tar."""
         return f"{self.request_folder(record.part.request)}/{record.tar_name}"
 
@@ -153,7 +181,7 @@ class Cache:
         self.store.write(self.record_name(record.part), record.to_bytes())
         return record
 
-    def covering_parts(self, *, request: str, unit_digests: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
+    def covering_parts(self, *, request: str, unit_digests: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
         """Return, for each unit digest, the committed view ranges [first, last) of its parts, in order.
 
         From a listing: a hint that `find_part` must confirm before anything is built on it.

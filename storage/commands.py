@@ -16,6 +16,18 @@ class Actions(Protocol):
         """Add the parser of one action."""
 
 
+def positive_number(text: str) -> float:
+    """Return what an argument says, for argparse.
+
+    Raises:
+        ValueError: it is no number above 0.
+    """
+    number = float(text)
+    if not number > 0:
+        raise ValueError(text)
+    return number
+
+
 def add_cache_actions(
     actions: Actions, *, common: argparse.ArgumentParser, formatter: Callable[[str], argparse.HelpFormatter]
 ) -> None:
@@ -64,6 +76,28 @@ def add_cache_actions(
     diff.add_argument("label_set", help=_LABEL_SET)
     diff.add_argument("other", help="the label set to compare it with")
     diff.add_argument("--other-cache", metavar="CACHE", help="the cache of the other label set (default: the same)")
+    watch = add(
+        "watch",
+        text="Follow a run of `decant label` until it ends: status 0 when all parts are there, 1 if it failed. Ctrl-C ends only "
+        "the watching.",
+        example="s3://bucket/decant\n  decant cache watch runs/demo/cache 20260131-120000-1234abcd --once --json",
+    )
+    watch.add_argument("run", nargs="?", help="a run, the beginning of its name, or an experiment's name (default: the newest)")
+    watch.add_argument("--list", action="store_true", help="list the runs that can be followed")
+    watch.add_argument("--once", action="store_true", help="say how it stands and end")
+    watch.add_argument(
+        "--patience-minutes",
+        type=float,
+        metavar="MINUTES",
+        default=10.0,
+        help="give up on a run whose workers are silent for so long (default: 10)",
+    )
+    watch.add_argument(
+        "--progress-seconds",
+        type=positive_number,
+        metavar="SECONDS",
+        help="a plain line so often (default: a bar on a terminal, elsewhere a line a minute)",
+    )
     gc = add("gc", text="Find what no label set refers to; --delete removes it.", example="runs/demo/cache --delete")
     gc.add_argument("--delete", action="store_true", help="really remove files (default: only say which)")
     gc.add_argument("--grace-hours", type=float, default=24.0, help="keep what is younger, by the store's clock (default: 24)")
@@ -136,6 +170,19 @@ def run_cache_action(arguments: argparse.Namespace) -> dict[str, Any]:
                 label_set=arguments.label_set,
                 other_url=arguments.other_cache,
                 other_label_set=arguments.other,
+            )
+        case "watch":
+            from storage.upkeep.watching import list_runs, watch
+
+            if arguments.list:
+                return list_runs(arguments.cache)
+            return watch(
+                arguments.cache,
+                run=arguments.run,
+                once=arguments.once,
+                patience_minutes=arguments.patience_minutes,
+                line_seconds=arguments.progress_seconds,
+                show=progress,
             )
         case "gc":
             from storage.upkeep.garbage import collect_garbage

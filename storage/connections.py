@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -26,6 +27,18 @@ _CONCURRENT_PIECES = 4
 _READING = frozenset({"exists", "find", "get_file", "getxattr", "info", "isdir", "ls", "size"})
 _UPLOADING = frozenset({"pipe_file", "put_file"})
 _REMOVING = frozenset({"rm", "rm_file"})
+
+
+_NO_CREDENTIALS = (
+    "no credentials for S3 were found: not in the environment, not in ~/.aws, and no role of this machine or container "
+    "answered. Give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN where there is one), or AWS_PROFILE with "
+    "a profile of ~/.aws (aws configure, aws sso login), or key and secret under s3 in ~/.config/fsspec/conf.json (there "
+    '{"s3": {"anon": true}} for a public bucket), or run on a machine or in a container that has a role'
+)
+
+
+class MissingCredentialsError(PermissionError):
+    """A store of S3 that is not open to everybody, and nobody says who asks."""
 
 
 def connect(url: str, *, patience: Patience | None = None) -> tuple[Any, str]:
@@ -95,6 +108,17 @@ class PatientFileSystem:
             return self._patient(found, done=(FileNotFoundError,))
         return found
 
+    def check_credentials(self, path: str) -> None:
+        """Refuse a store of S3 for which no credentials are found; asks the store nothing.
+
+        Raises:
+            MissingCredentialsError: there are none; how to give them.
+        """
+        fs = self._current()
+        if self._s3 and not getattr(fs, "anon", False):
+            # A signed URL is made without a request, but not without credentials.
+            self._patient(fs.sign)(f"{path.rstrip('/')}/any")
+
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return the bytes of a file, or those of [start, end) that it has.
 
@@ -134,9 +158,14 @@ class PatientFileSystem:
     def _patient(self, action: Callable[..., Any], *, done: tuple[type[Exception], ...] = ()) -> Callable[..., Any]:
         @functools.wraps(action)
         def patient(*arguments: Any, **options: Any) -> Any:
-            return retried(
-                lambda: action(*arguments, **options), patience=self._patience, health=self._fs.decant_health, done=done
-            )
+            try:
+                return retried(
+                    lambda: action(*arguments, **options), patience=self._patience, health=self._fs.decant_health, done=done
+                )
+            except Exception as error:
+                if type(error).__name__ != "NoCredentialsError":  # botocore's, which a cache on disk does not need
+                    raise
+                raise MissingCredentialsError(errno.EACCES, _NO_CREDENTIALS) from error
 
         return patient
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ _NAMES_AT_A_TIME = 65_536
 _RECORD = ".json"
 _FACTORS = np.random.Philox(key=5).random_raw(512) | np.uint64(1)
 """Odd, so that names that differ in one word never share a hash. 4,096 bytes: no name of a file is longer."""
+_PART_NAME = rf"^[0-9a-f]{{{UNIT_DIGITS}}}\.v(?P<first>[0-9]{{1,9}})-(?P<last>[0-9]{{1,9}})$"
 _TAR_ENDING = len(".0123456789abcdef.tar")
 
 
@@ -48,6 +49,30 @@ def file_names(store: Store, folder: str) -> Iterator[list[str]]:
         return
     except OSError as error:
         raise CacheError(f"cannot list {store.url}/{folder}: {error.strerror}; check that the store can be reached") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoveredViews:
+    """Views of units that listed parts cover, in arrays. Units of one content share their parts.
+
+    Attributes:
+        first_units: int64 [contents], the first unit of each content.
+        content_of: int32 [units], the content of each unit.
+        contents, firsts, lasts: int32 [parts], sorted: the content that a part is of, and its views [first, last).
+        names: hashes of the parts' names.
+    """
+
+    first_units: npt.NDArray[np.int64]
+    content_of: npt.NDArray[np.int32]
+    contents: npt.NDArray[np.int32]
+    firsts: npt.NDArray[np.int32]
+    lasts: npt.NDArray[np.int32]
+    names: Hashes
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> CoveredViews:
+        """Return what some of the parts cover."""
+        columns = {name: getattr(self, name)[chosen] for name in ("contents", "firsts", "lasts", "names")}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +129,46 @@ class PartListing:
             others += found.filter(pa.array(~within(name_hashes(found), known))).to_pylist()
         return others
 
-    def ranges(self, unit_digests: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
-        """Return, for each unit digest, the view ranges [first, last) of its parts that have a record, in order."""
-        wanted = {unit_digest[:UNIT_DIGITS]: unit_digest for unit_digest in unit_digests}
-        found: dict[str, list[tuple[int, int]]] = {}
+    def covered(self, unit_digests: Sequence[str]) -> CoveredViews:
+        """Return the views that parts with a record cover, by the contents of units."""
+        hashes = [np.empty(0, dtype=np.uint64)]
+        for start in range(0, len(unit_digests), _NAMES_AT_A_TIME):
+            digits = [unit_digest[:UNIT_DIGITS] for unit_digest in unit_digests[start : start + _NAMES_AT_A_TIME]]
+            hashes.append(name_hashes(pa.array(digits, type=pa.string())))
+        known, first_units, content_of = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)
+        found: list[tuple[npt.NDArray[Any], ...]] = []
         for names in _listed(self.store, self.folder):
-            for name in _records(names).to_pylist():
-                unit, _, views = name.partition(".v")
-                first, _, last = views.partition("-")
-                if unit in wanted and first.isdecimal() and last.isdecimal():
-                    found.setdefault(wanted[unit], []).append((int(first), int(last)))
-        return {unit: sorted(ranges) for unit, ranges in found.items()}
+            parts = _records(names)
+            parts = parts.filter(pc.match_substring_regex(parts, pattern=_PART_NAME))
+            of_units = name_hashes(pc.utf8_slice_codeunits(parts, start=0, stop=UNIT_DIGITS))
+            asked = within(of_units, known)
+            parts = parts.filter(pa.array(asked))
+            views = pc.extract_regex(parts, pattern=_PART_NAME)
+            first, last = (views.field(name).cast(pa.int32()).to_numpy() for name in ("first", "last"))
+            found.append((np.searchsorted(known, of_units[asked]).astype(np.int32), first, last, name_hashes(parts)))
+        nothing = np.empty(0, dtype=np.int32)
+        contents, firsts, lasts, names = (
+            np.concatenate(column) for column in zip((nothing, nothing, nothing, self.records[:0]), *found, strict=True)
+        )
+        order = np.lexsort((lasts, firsts, contents))
+        order = order[lasts[order] > firsts[order]]
+        return CoveredViews(
+            first_units=first_units,
+            content_of=content_of.astype(np.int32),
+            contents=contents[order],
+            firsts=firsts[order],
+            lasts=lasts[order],
+            names=names[order],
+        )
+
+    def ranges(self, unit_digests: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+        """Return, for each unit digest, the view ranges [first, last) of its parts that have a record, in order."""
+        covered = self.covered(unit_digests)
+        found: dict[str, list[tuple[int, int]]] = {}
+        rows = zip(covered.contents.tolist(), covered.firsts.tolist(), covered.lasts.tolist(), strict=True)
+        for content, first, last in rows:
+            found.setdefault(unit_digests[covered.first_units[content]], []).append((first, last))
+        return found
 
 
 def _listed(store: Store, folder: str) -> Iterator[pa.Array]:

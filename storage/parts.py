@@ -125,15 +125,39 @@ class PartStatistics(Info):
         return PartStatistics.model_validate({**summed, "codec_kl_max": max(self.codec_kl_max, other.codec_kl_max)})
 
 
-class PartRecord(Info):
-    """The commit of a part."""
+class CommittedTar(BaseModel):
+    """Of the record of a part what says whether its tar is there: plans ask for a million of them."""
+
+    model_config = ConfigDict(frozen=True)
 
     format: Literal[1] = 1
     part: PartSpec
-    unit_name: str
-    num_samples: int
     tar_name: str
     tar_bytes: int
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, origin: str) -> Self:
+        """Return it from the stored form of a part's record.
+
+        Raises:
+            FormatError: damage, another version, or not a part record.
+        """
+        body = unseal(data)
+        if body is None:
+            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs); remove it and {EITHER_AGAIN}")
+        try:
+            return cls.model_validate_json(body)
+        except ValidationError as error:
+            raise FormatError(f"{origin}: not a part record this release can read: {error}") from error
+
+
+class PartRecord(CommittedTar):
+    """The commit of a part."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    unit_name: str
+    num_samples: int
     tar_sha256: str
     samples: Extent
     class_means: Extent | None
@@ -153,21 +177,6 @@ class PartRecord(Info):
     def to_bytes(self) -> bytes:
         """Return the stored form: canonical JSON, then the sha256 of it on a line of its own."""
         return seal(canonical_json(self.model_dump(mode="json")))
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, origin: str) -> Self:
-        """Return the record of its stored form.
-
-        Raises:
-            FormatError: damage, another version, or not a part record.
-        """
-        body = unseal(data)
-        if body is None:
-            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs); remove it and {EITHER_AGAIN}")
-        try:
-            return cls.model_validate_json(body)
-        except ValidationError as error:
-            raise FormatError(f"{origin}: not a part record this release can read: {error}") from error
 
 
 @dataclass(kw_only=True)

@@ -37,6 +37,7 @@ _UNREACHED = frozenset(
         "aiohttp.client_exceptions.ClientConnectorError",
         "botocore.exceptions.ConnectTimeoutError",
         "botocore.exceptions.EndpointConnectionError",
+        "botocore.exceptions.ProxyConnectionError",
         "builtins.ConnectionRefusedError",
         "socket.gaierror",
     }

@@ -34,10 +34,12 @@ def encode_samples(table: SampleTable) -> bytes:
     """Return the block of a sample table.
 
     Raises:
-        FormatError: a label below NO_LABEL or above 2^32 - 2, or a key that holds a zero byte.
+        FormatError: a label below NO_LABEL or above 2^32 - 2, a key that holds a zero byte, or more samples than a part holds.
     """
     if len(table.labels) and not NO_LABEL <= int(table.labels.min()) <= int(table.labels.max()) <= MAX_LABEL:
         raise FormatError(f"labels from {table.labels.min()} to {table.labels.max()} leave [{NO_LABEL}, {MAX_LABEL}]")
+    if len(table.keys) > MAX_UNIT_SAMPLES:
+        raise FormatError(f"{len(table.keys)} samples of a unit, at most {MAX_UNIT_SAMPLES} fit in a part")
     if any("\0" in key for key in table.keys):
         raise FormatError("a key holds a zero byte, which ends keys")
     keys = "\0".join(table.keys).encode()

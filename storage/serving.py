@@ -10,7 +10,8 @@ from storage.config.targets import SoftLabelsConfig
 from storage.errors import ConfigError, MismatchError
 from storage.label_set import LabelSet
 from storage.narrowing import why_not_narrower
-from storage.specs import ImportedView, SoftLabelsSpec
+from storage.narrowing_as_asked import narrowed_as_asked
+from storage.specs import ImportedView, SoftLabelsSpec, TargetSpec
 
 
 def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: set[str] | None = None) -> SoftLabelsSpec:
@@ -51,8 +52,38 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
     return target
 
 
+def served_picture_target(label_set: LabelSet, *, config: ExperimentConfig, name: str, sections: set[str] | None) -> TargetSpec:
+    """Return what a config's students read of a label set of pictures, which holds that or more of the same; of any kind.
+
+    Values left open in the config match any.
+
+    Args:
+        name: of the target in the config; one the config does not have is read as it is stored.
+        sections: of "views", "target" and "targets", those that are asked for; None: all.
+
+    Raises:
+        MismatchError: it is of texts, or does not hold what the config says; every field that differs, with both values.
+    """
+    request = label_set.manifest.request
+    target, differing = request.target, []
+    if isinstance(request.view, ImportedView):
+        differing += _imported_views(request.view, config=config)
+    elif sections is None or "views" in sections:
+        differing += _differing_views(label_set, config=config)
+    if sections is None or sections & {"target", "targets"}:
+        target, reasons = narrowed_as_asked(target, config=config, name=name)
+        differing += reasons
+    if differing:
+        raise MismatchError(
+            f"label set {label_set.manifest.name!r} ({label_set.manifest.id}) does not serve this config:\n"
+            + "\n".join(f"  {line}" for line in differing)
+            + "\nRun decant label with this config, or name another label set in training.targets"
+        )
+    return target
+
+
 def soft_labels_name(config: ExperimentConfig) -> str:
-    """Return the name of the target that students of pictures learn from.
+    """Return the name of the target that the loss of students of pictures is of, where there are no terms.
 
     Raises:
         ConfigError: no target, or more than one, is soft labels.
@@ -61,8 +92,8 @@ def soft_labels_name(config: ExperimentConfig) -> str:
     if len(found) != 1:
         kinds = ", ".join(f"{name} ({target.kind})" for name, target in config.named_targets.items())
         raise ConfigError(
-            f"a student of pictures learns from one target of soft labels, and the targets are {kinds}; give one, or name its "
-            "label set in training.targets.label_set and leave target out"
+            f"training.loss is of one target of soft labels, and the targets are {kinds}; say in training.terms what is learned, "
+            "or name the label set of soft labels in training.targets.label_set and leave target out"
         )
     return found[0]
 

@@ -21,7 +21,7 @@ from storage.cache import Cache
 from storage.errors import CorruptError, MismatchError
 from storage.hashing import digest
 from storage.label_set import Manifest, UsedPart, read_manifest
-from storage.part_listing import UNIT_DIGITS, PartListing, part_names
+from storage.part_listing import UNIT_DIGITS, Hashes, PartListing, name_hashes, part_names
 from storage.sources import IndexedUnit
 from storage.specs import PartSpec, RequestSpec
 
@@ -154,8 +154,8 @@ def still_stands(cache: Cache, manifest: Manifest) -> bool:
         return False
 
 
-def vouched_parts(cache: Cache, *, listings: Mapping[str, PartListing], manifests: Iterable[Manifest]) -> dict[str, set[str]]:
-    """Return the names of parts that label sets name and listings show, by request.
+def vouched_parts(cache: Cache, *, listings: Mapping[str, PartListing], manifests: Iterable[Manifest]) -> dict[str, Hashes]:
+    """Return sorted hashes of the names of parts that label sets name and listings show, by request.
 
     Args:
         listings: by request.
@@ -163,7 +163,7 @@ def vouched_parts(cache: Cache, *, listings: Mapping[str, PartListing], manifest
     Raises:
         CacheError: the store failed.
     """
-    found: dict[str, set[str]] = {request: set() for request in listings}
+    found = {request: np.empty(0, dtype=np.uint64) for request in listings}
     num_left = sum(len(listing.records) for listing in listings.values())
     for manifest in manifests:
         # A long table that says little more than is known already costs more than the records.
@@ -174,7 +174,8 @@ def vouched_parts(cache: Cache, *, listings: Mapping[str, PartListing], manifest
             continue
         for request, listing in listings.items():
             names = table.column("tar_name").filter(pc.equal(table.column("request"), request))
-            found[request].update(part_names(names.filter(pa.array(listing.shows(names)))).to_pylist())
+            shown = name_hashes(part_names(names.filter(pa.array(listing.shows(names)))))
+            found[request] = np.union1d(found[request], shown)
         num_left = sum(len(listing.records) - len(found[request]) for request, listing in listings.items())
     return found
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from storage.alignment import rows_per_sample
+from storage.block_bounds import MAX_BLOCK_SAMPLES, MAX_BLOCK_VALUE_ROWS
 from storage.block_fields import DIGEST_STRIDE, read_count, read_key_hash, read_present, read_view_digests
 from storage.blocks import decode_block, encode_block
 from storage.codecs import values as value_codecs
@@ -27,21 +28,7 @@ from storage.specs import TargetSpec
 from storage.text.token_rows import TokenRows, offsets_of
 from storage.text.token_streams import MAX_BLOCK_TOKENS, decode_tokens, encode_tokens, token_stream_lengths
 
-MAX_BLOCK_SAMPLES = 8000
-MAX_BLOCK_VALUE_ROWS = 1 << 24
-_BLOCK_TOKENS = 8000
 _TARGET: TypeAdapter[TargetSpec] = TypeAdapter(TargetSpec)
-
-
-def block_samples(*, num_samples: int, max_tokens: int) -> int:
-    """Return the samples one block of a unit covers: even shares of at most 8,000 tokens. Depends on no target, so blocks match.
-
-    Args:
-        max_tokens: most tokens a sample may have.
-    """
-    most = max(_BLOCK_TOKENS // max_tokens, 1)
-    num_blocks = max(1, -(-num_samples // most))
-    return max(1, -(-num_samples // num_blocks))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,8 @@ from student_training.identity import describe_run
 from student_training.job import Job, TrainingJob
 from student_training.loop import TrainingLoop
 from student_training.optimization import create_optimizer, create_scheduler
+from student_training.picture_terms.job import PictureTermsJob
+from student_training.picture_terms.task import build_picture_terms_task
 from student_training.pictures import build_picture_task
 from student_training.plan import plan_training
 from student_training.rendering import num_decode_threads
@@ -74,6 +76,8 @@ def _build_task(job: Job, *, accelerator: Accelerator) -> Task[Any]:
     match job:
         case TrainingJob():
             return build_picture_task(job, accelerator=accelerator)
+        case PictureTermsJob():
+            return build_picture_terms_task(job, accelerator=accelerator)
         case TextJob():
             return build_text_task(job, accelerator=accelerator)
         case _:

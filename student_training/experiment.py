@@ -10,27 +10,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import timm
 
 from storage.cache import Cache
 from storage.config import ExperimentConfig, TrainingConfig
-from storage.config.labels import EvaluationViewsConfig, RandomViewsConfig
 from storage.config.students import StudentConfig
 from storage.errors import ConfigError
 from storage.label_set import LabelSet
 from storage.serving import served_target, soft_labels_name
 from storage.sources import open_source
-from storage.specs import EvaluationView, ImportedView, RandomResizedCropView, Size, ViewSpec
+from storage.specs import ImportedView, ViewSpec
 from storage.streams.base import RowStream, StreamRows
 from storage.streams.label_stream import LabelStream
 from storage.upkeep.reading import hold_label_set
 from student_training.export import TrainingResult
 from student_training.job import LiveTeacher
-from student_training.streams import build_source_stream
+from student_training.picture_terms.experiment import make_picture_terms_job
+from student_training.streams import build_source_stream, classes_of_source
+from student_training.student_views import OTHER_VIEWS, student_view
 from student_training.text.experiment import make_text_job
 from student_training.trainer import run_job, train
-
-_OTHER_VIEWS = "imported labels: the student sees one fixed view of each picture, not the views that the teacher saw"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +74,12 @@ def run_experiment(
         with _held(job.label_sets):
             return _finish(config, run_job(job, resume=resume), say=say)
     _require_pictures(config, training)
+    if training.terms is not None:
+        terms_job = make_picture_terms_job(config)
+        if terms_job.note is not None:
+            say(f"{config.name}: {terms_job.note}")
+        with _held(terms_job.label_sets):
+            return _finish(config, run_job(terms_job, resume=resume), say=say)
     match training.targets.kind:
         case "cached":
             rows = _cached_rows(config, training)
@@ -144,6 +148,11 @@ def _finish(config: ExperimentConfig, result: TrainingResult, *, say: Callable[[
 def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
     assert config.cache is not None
     cache = Cache.at(config.cache)
+    if getattr(training.targets, "label_sets", None) is not None:
+        raise ConfigError(
+            "training.targets.label_sets names label sets for training.terms, and there are none; say in terms what is learned, "
+            "or name the one of soft labels in training.targets.label_set"
+        )
     name = getattr(training.targets, "label_set", None)
     label_set = LabelSet.open(cache, name_or_id=name or config.label_set_names[soft_labels_name(config)])
     target = served_target(label_set, config=config, sections=config.model_fields_set if name else None)
@@ -158,56 +167,16 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
     imported = isinstance(request.view, ImportedView)
     return _Rows(
         stream=LabelStream(label_set, source=open_source(source), target=target, held_blocks=training.shuffle_window_blocks + 1),
-        view=_view(config, training) if imported else request.rendered_view(),
+        view=student_view(config, training) if imported else request.rendered_view(),
         num_classes=request.soft_labels.num_classes,
         generation_temperature=request.soft_labels.generation_temperature,
         mean_class_probs=label_set.class_means() if training.loss.rest == "mean" else None,
-        note=_OTHER_VIEWS if imported else None,
+        note=OTHER_VIEWS if imported else None,
         label_set=label_set,
     )
 
 
 def _hard_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
-    source = training.source or config.source
-    assert source is not None
-    classes = open_source(source).classes
-    num_classes = training.picture_student.num_classes or (len(classes) if classes else None)
-    if num_classes is None:
-        raise ConfigError("training.student.num_classes: is needed, since the source does not say how many classes there are")
-    return _Rows(stream=build_source_stream(config), view=_view(config, training), num_classes=num_classes)
-
-
-def _view(config: ExperimentConfig, training: TrainingConfig) -> ViewSpec:
-    """Return the views of a run without labels: the config's, at the student's input size where it leaves that open."""
-    views, preprocessing = config.views, training.preprocessing
-    size = preprocessing.size or getattr(views, "size", None) or _default_size(training)
-    interpolation = preprocessing.interpolation or "bicubic"
-    if views.of_text:
-        raise ConfigError(f"views.kind: {views.kind} is of texts; a student of pictures needs evaluation or random_resized_crop")
-    if isinstance(views, EvaluationViewsConfig):
-        fraction = preprocessing.crop_fraction or 1.0
-        return EvaluationView(
-            size=size, resize_size=(int(size[0] / fraction), int(size[1] / fraction)), interpolation=interpolation
-        )
-    assert isinstance(views, RandomViewsConfig)
-    return RandomResizedCropView(
-        size=size,
-        scale=views.scale,
-        ratio=views.ratio,
-        flip_probability=views.flip_probability,
-        interpolation=views.interpolation or interpolation,
-        seed=views.seed,
+    return _Rows(
+        stream=build_source_stream(config), view=student_view(config, training), num_classes=classes_of_source(config, training)
     )
-
-
-def _default_size(training: TrainingConfig) -> Size:
-    given = training.picture_student.kwargs.get("img_size")
-    if isinstance(given, int):
-        return (given, given)
-    known = timm.get_pretrained_cfg(training.picture_student.name, allow_unregistered=True)
-    if known is None:
-        raise ConfigError(
-            f"training.preprocessing.size: is needed, since timm does not know the input size of {training.picture_student.name}"
-        )
-    _, height, width = known.input_size
-    return (height, width)

@@ -18,7 +18,7 @@ from student_training.batch import Batch, Normalizer
 from student_training.data import Collate, PictureCollate
 from student_training.evaluation import Evaluator
 from student_training.export import export_student
-from student_training.job import LiveTeacher, TrainingJob
+from student_training.job import Job, LiveTeacher, TrainingJob
 from student_training.objective import Objective, build_objective, count_labelled
 from student_training.rendering import Renderer
 from student_training.students import (
@@ -159,12 +159,12 @@ def build_picture_task(job: TrainingJob, *, accelerator: Accelerator) -> Picture
         collate=PictureCollate(
             renderer=renderer, num_classes=num_classes, kind=training.targets.kind, uses_labels=job.uses_labels
         ),
-        evaluator=_build_evaluator(job, preprocessing=preprocessing, num_classes=num_classes),
+        evaluator=build_evaluator(job, preprocessing=preprocessing, num_classes=num_classes),
         teacher=job.teacher,
     )
 
 
-def _build_evaluator(job: TrainingJob, *, preprocessing: Preprocessing, num_classes: int) -> Evaluator | None:
+def build_evaluator(job: Job, *, preprocessing: Preprocessing, num_classes: int) -> Evaluator | None:
     """Return the evaluation of a training, its source checked; None if there is none.
 
     Raises:

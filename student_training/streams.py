@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from storage.config.experiment import ExperimentConfig
+from storage.config.training import TrainingConfig
 from storage.errors import ConfigError
 from storage.sources import open_source
 from storage.streams.source_stream import SourceStream
@@ -32,3 +33,20 @@ def build_source_stream(config: ExperimentConfig) -> SourceStream:
         sample_fraction=config.training.sample_fraction,
         max_open_units=min(config.training.shuffle_window_blocks, _MAX_OPEN_UNITS),
     )
+
+
+def classes_of_source(config: ExperimentConfig, training: TrainingConfig) -> int:
+    """Return the classes of hard labels, as the student's config or the source says.
+
+    Raises:
+        ConfigError: neither says, or there is no source.
+        SourceError: class names cannot be read.
+    """
+    source = training.source or config.source
+    if source is None:
+        raise ConfigError(f"experiment {config.name!r} has no pictures to train on; give source, or training.source")
+    classes = open_source(source).classes
+    num_classes = training.picture_student.num_classes or (len(classes) if classes else None)
+    if num_classes is None:
+        raise ConfigError("training.student.num_classes: is needed, since the source does not say how many classes there are")
+    return num_classes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -49,6 +50,7 @@ class Teacher:
         dtype: dtype of weights and arithmetic.
         network: the forward pass.
         vector_network: the same for vectors; None of a teacher that gives logits only.
+        lock: one batch at a time: an engine may work on several units in one process, and a batch takes all threads or the GPU.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Teacher:
     dtype: torch.dtype
     network: Network
     vector_network: PictureNetwork | None = None
+    lock: Any = field(default_factory=threading.RLock, repr=False)
 
     def vectors(self, views: npt.NDArray[np.uint8], *, wanted: Wanted) -> VectorOutputs:
         """Return hidden states, attention vectors or embeddings of rendered views.
@@ -72,14 +75,15 @@ class Teacher:
         if self.vector_network is None:
             raise TeacherError(f"teacher {self.name} ({self.spec.kind}) gives logits only. Choose soft_labels as the target")
         network = self.vector_network
-        raw = run_on_views(
-            lambda inputs: network.run(inputs, wanted=wanted),
-            views,
-            normalization=self.spec.normalization,
-            device=self.device,
-            dtype=self.dtype,
-            name=self.name,
-        )
+        with self.lock:
+            raw = run_on_views(
+                lambda inputs: network.run(inputs, wanted=wanted),
+                views,
+                normalization=self.spec.normalization,
+                device=self.device,
+                dtype=self.dtype,
+                name=self.name,
+            )
         return VectorOutputs(raw=raw)
 
     def vector_shape(self) -> FeatureShape:
@@ -107,14 +111,15 @@ class Teacher:
         Raises:
             TeacherError: the batch has another dtype or shape, or the forward pass fails.
         """
-        return run_network(
-            self.network,
-            views,
-            normalization=self.spec.normalization,
-            device=self.device,
-            dtype=self.dtype,
-            name=self.name,
-        )
+        with self.lock:
+            return run_network(
+                self.network,
+                views,
+                normalization=self.spec.normalization,
+                device=self.device,
+                dtype=self.dtype,
+                name=self.name,
+            )
 
 
 NO_VECTORS = FeatureShape(

@@ -1,6 +1,6 @@
 """Sequences to teacher batches: sorted by length inside a window of a unit, so that little is padded and memory stays flat.
 
-Which batch a sequence is in depends on the unit, the view's length and `generation.batch_size`, and on nothing else.
+Which batch a sequence is in depends on the unit, the view and `generation.batch_size`, and on nothing else.
 """
 
 from __future__ import annotations
@@ -41,9 +41,19 @@ class TextBatch:
         return self.tokens.lengths
 
 
-def window_blocks(*, block_samples: int, batch_size: int) -> int:
-    """Return how many blocks are labelled together: as few as fill some batches."""
-    return max(1, -(-_BATCHES_A_WINDOW * batch_size // block_samples))
+def windows(bounds: npt.NDArray[np.int64], *, batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """Return the bounds of blocks that are labelled together, as few as fill some batches.
+
+    Args:
+        bounds: int64 [blocks + 1], of all blocks of a unit.
+    """
+    found, first = [], 0
+    while first + 1 < len(bounds):
+        end = int(np.searchsorted(bounds, bounds[first] + _BATCHES_A_WINDOW * batch_size))
+        end = min(max(end, first + 1), len(bounds) - 1)
+        found.append(bounds[first : end + 1])
+        first = end
+    return found
 
 
 def batches(window: TokenRows, *, keys: tuple[str, ...], batch_size: int) -> Iterator[TextBatch]:

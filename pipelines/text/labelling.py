@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +16,19 @@ from pipelines.label_unit import LabelledUnit, provenance, unit_changed
 from pipelines.measuring import measure_values, true_classes
 from pipelines.teachers.outputs import Wanted
 from pipelines.teachers.text_base import TextOutputs, TextTeacher
-from pipelines.text.batches import TextBatch, batches, window_blocks
+from pipelines.text.batches import TextBatch, batches, windows
 from pipelines.text.features import extract_features
 from pipelines.text.soft_labels import ExtractedRows, extract_soft_labels
-from pipelines.values import concatenate_values, empty_values, take_values
+from pipelines.text.window_values import WindowValues
+from pipelines.values import concatenate_values, empty_values
 from pipelines.vectors import wanted_of
-from storage.codecs.values import UnstoredValues
+from storage.block_bounds import block_bounds
 from storage.config import GenerationConfig
-from storage.errors import TeacherError
+from storage.errors import SourceError, TeacherError
 from storage.failure_trace import short_traceback, without_addresses
 from storage.hashing import key_hash
 from storage.parts import DeadLetter, PartStatistics, PartWriter
-from storage.samples import SampleTable
+from storage.samples import MAX_UNIT_SAMPLES, SampleTable
 from storage.sources import UnitDigest
 from storage.sources.base import Sample, Source
 from storage.specs import (
@@ -35,10 +37,10 @@ from storage.specs import (
     SoftLabelsSpec,
     TargetSpec,
 )
-from storage.target_blocks import block_samples, decode_target_block, encode_target_block
+from storage.target_blocks import decode_target_block, encode_target_block
 from storage.text.masking import mask_tokens
 from storage.text.sequences import Sequences, sequences_of
-from storage.text.token_rows import TokenRows, offsets_of, spans
+from storage.text.token_rows import TokenRows, offsets_of
 
 
 @dataclass(kw_only=True)
@@ -84,49 +86,17 @@ class _Window:
 
     Attributes:
         samples: the sequences covered, absent ones too.
+        blocks: int64 [blocks + 1], where blocks begin and end among them.
         present: bool [samples].
         tokens: the sequences that are present.
     """
 
     view: int
     samples: range
+    blocks: npt.NDArray[np.int64]
     present: npt.NDArray[np.bool_]
     tokens: TokenRows
     keys: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WindowValues:
-    """Values of a window's sequences, in the order in which the teacher saw them.
-
-    Attributes:
-        offsets: int64 [sequences + 1], in that order.
-        places: int64 [sequences], where in that order each sequence of the window is.
-    """
-
-    values: UnstoredValues
-    offsets: npt.NDArray[np.int64]
-    places: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(
-        cls, extracted: Sequence[ExtractedRows], *, order: Sequence[npt.NDArray[np.int64]], target: TargetSpec
-    ) -> WindowValues:
-        """Put batches together.
-
-        Args:
-            order: int64 [sequences of the batch], which sequences of the window each batch held.
-        """
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(
-            values=concatenate_values([empty_values(target), *(rows.values for rows in extracted)]),
-            offsets=offsets_of(np.concatenate([nothing, *(rows.counts for rows in extracted)])),
-            places=np.argsort(np.concatenate([nothing, *order]), kind="stable"),
-        )
-
-    def of_sequences(self, sequences: npt.NDArray[np.int64]) -> UnstoredValues:
-        """Return the rows of some sequences of the window."""
-        return take_values(self.values, spans(self.offsets, self.places[sequences]))
 
 
 @dataclass(kw_only=True)
@@ -156,7 +126,6 @@ class TextUnitLabeller:
         """
         started = time.perf_counter()
         first = tasks[0]
-        view_spec = self.requests[first.part.request].text_view()
         sequences = self._read(first)
         table = SampleTable(keys=sequences.keys, labels=sequences.labels)
         parts = []
@@ -165,10 +134,10 @@ class TextUnitLabeller:
             writer = PartWriter(part=task.part, target=target, samples=table)
             parts.append(_Part(task=task, target=target, writer=writer, dead_letters=list(sequences.dead_letters)))
         teacher_seconds = 0.0
-        size = block_samples(num_samples=len(sequences.keys), max_tokens=view_spec.length)
+        bounds = block_bounds(sequences.num_tokens)
         for view in range(first.part.first_view, first.part.first_view + first.part.num_views):
-            for window in self._windows(sequences, view=view, block_size=size):
-                teacher_seconds += self._label_window(window, sequences=sequences, parts=parts, block_size=size)
+            for window in self._windows(sequences, view=view, bounds=bounds):
+                teacher_seconds += self._label_window(window, sequences=sequences, parts=parts)
         made_by = provenance(self.teacher)
         labelled = []
         for part in parts:
@@ -196,9 +165,14 @@ class TextUnitLabeller:
         sequences = sequences_of(reading.watch(self.source.read(task.unit)), tokenizer=self.teacher.tokenizer, view=view)
         if reading.num_read != task.num_samples or reading.digest.hexdigest() != task.part.unit_digest:
             raise unit_changed(task, unreadable=reading.unreadable)
+        if len(sequences.keys) > MAX_UNIT_SAMPLES:
+            raise SourceError(
+                f"the {task.num_samples:,} documents of unit {task.unit.name!r} become {len(sequences.keys):,} sequences, a part "
+                f"holds at most {MAX_UNIT_SAMPLES:,}; raise views.length, or make units smaller (source.unit_size, smaller files)"
+            )
         return sequences
 
-    def _windows(self, sequences: Sequences, *, view: int, block_size: int) -> Iterator[_Window]:
+    def _windows(self, sequences: Sequences, *, view: int, bounds: npt.NDArray[np.int64]) -> Iterator[_Window]:
         spec = next(iter(self.requests.values())).text_view()
         tokens, keys = sequences.tokens, sequences.present_keys
         if isinstance(spec, MaskedTokensView):
@@ -206,20 +180,20 @@ class TextUnitLabeller:
                 tokens, keys=keys, maskable=sequences.maskable, view=spec, view_index=view, word_starts=sequences.word_starts
             )
             tokens = replace(tokens, masks=masks)
-        step = block_size * window_blocks(block_samples=block_size, batch_size=self.config.batch_size)
         before = offsets_of(sequences.present.astype(np.int64))
-        for first in range(0, len(sequences.keys), step):
-            samples = range(first, min(first + step, len(sequences.keys)))
+        for blocks in windows(bounds, batch_size=self.config.batch_size):
+            samples = range(int(blocks[0]), int(blocks[-1]))
             rows = np.arange(before[samples.start], before[samples.stop])
             yield _Window(
                 view=view,
                 samples=samples,
+                blocks=blocks - samples.start,
                 present=sequences.present[samples.start : samples.stop],
                 tokens=tokens.take(rows),
                 keys=keys[before[samples.start] : before[samples.stop]],
             )
 
-    def _label_window(self, window: _Window, *, sequences: Sequences, parts: list[_Part], block_size: int) -> float:
+    def _label_window(self, window: _Window, *, sequences: Sequences, parts: list[_Part]) -> float:
         """Run the teacher on a window and add its blocks to every part; return seconds in the teacher."""
         started = time.perf_counter()
         whole = [np.ones(len(window.tokens), dtype=np.bool_) for _ in parts]
@@ -242,7 +216,7 @@ class TextUnitLabeller:
         seconds = time.perf_counter() - started
         for index, part in enumerate(parts):
             values = WindowValues.of(found[index], order=order, target=part.target)
-            self._write(window, part, sequences=sequences, values=values, whole=whole[index], size=block_size)
+            self._write(window, part, sequences=sequences, values=values, whole=whole[index])
         return seconds
 
     def _letter(self, window: _Window, *, sequence: int, key: str, part: _Part, error: BaseException | None) -> DeadLetter:
@@ -295,14 +269,13 @@ class TextUnitLabeller:
         sequences: Sequences,
         values: WindowValues,
         whole: npt.NDArray[np.bool_],
-        size: int,
     ) -> None:
         """Add a window's blocks to a part."""
         vocabulary_size = self.requests[part.task.part.request].text_view().vocabulary_size
         of_sequence = np.full(len(window.samples), -1, dtype=np.int64)
         of_sequence[window.present] = np.arange(len(window.tokens))
-        for first in range(0, len(window.samples), size):
-            covered = of_sequence[first : first + size]
+        for first, last in pairwise(window.blocks.tolist()):
+            covered = of_sequence[first:last]
             present = covered >= 0
             present[present] = whole[covered[present]]
             chosen = covered[present]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.block_checks import check_blocks
 from pipelines.feature_targets import resolve_features
 from pipelines.teacher_memo import TextTeacherFacts
 from storage.config import ExperimentConfig
@@ -33,6 +34,7 @@ def resolve_text_requests(config: ExperimentConfig, *, facts: TextTeacherFacts) 
                 name=facts.spec.architecture,
                 key=key,
             )
+        check_blocks(spec, view=view, key=key)
         requests[name] = RequestSpec(teacher=facts.spec, view=view, target=spec)
     return requests
 

@@ -9,6 +9,7 @@ from pydantic import Field, Tag, model_validator
 from storage.config.base import Config
 from storage.config.kinds import kind_or
 from storage.specs import (
+    MAX_TENSORS,
     CodecSpec,
     CompactCodec,
     FeatureCodecSpec,
@@ -66,9 +67,15 @@ class SoftLabelsConfig(Config):
 Layers = Annotated[tuple[Annotated[int, Field(ge=0, le=4096)], ...], Field(min_length=1)]
 
 
-def _check_layers(layers: tuple[int, ...]) -> None:
+def _check_layers(layers: tuple[int, ...], *, tensors_per_layer: int = 1) -> None:
     if list(layers) != sorted(set(layers)):
         raise ValueError(f"layers {list(layers)} must ascend, each once; write {sorted(set(layers))}")
+    if len(layers) * tensors_per_layer > MAX_TENSORS:
+        each = f" with {tensors_per_layer} vectors each" if tensors_per_layer > 1 else ""
+        raise ValueError(
+            f"{len(layers)} layers{each} are more than the {MAX_TENSORS} tensors that a block holds; name fewer, or share them "
+            "out to several targets (targets: takes any number by name)"
+        )
 
 
 class HiddenStatesConfig(Config):
@@ -106,7 +113,7 @@ class AttentionConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> AttentionConfig:
-        _check_layers(self.layers)
+        _check_layers(self.layers, tensors_per_layer=len(self.vectors))
         if self.layers[0] < 1:
             raise ValueError("layers begins with 0, which is no layer with attention; count layers from 1")
         _check_vectors(self.vectors)

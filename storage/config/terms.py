@@ -15,7 +15,8 @@ RestPolicy = Literal["uniform", "mean", "bucket", "renormalize"]
 VectorLoss = Literal["mse", "mae", "cosine"]
 
 _DIVISOR = (
-    "What the sum over rows is divided by: rows that the term has, tokens of the batch (padding left out), or sequences of it."
+    "What the sum over rows is divided by: rows that the term has, tokens of the batch (padding left out), or sequences of it, "
+    "each a text or a picture."
 )
 _TARGET = "Name of the target; null: the only one that fits."
 _WEIGHT = "Factor of the term in the sum."
@@ -55,7 +56,7 @@ class SoftLabelsTerm(Config):
 
 
 class HardTokensTerm(Config):
-    """Cross entropy with the text's own tokens: masked ones (BERT) or next ones (language models)."""
+    """Cross entropy with a text's own tokens: masked ones (BERT) or next ones (language models). Of texts only."""
 
     kind: Literal["hard_tokens"] = Field(description="The text's own tokens.")
     weight: float = Field(default=1.0, gt=0, description=_WEIGHT)
@@ -64,18 +65,18 @@ class HardTokensTerm(Config):
 
 
 class HardLabelTerm(Config):
-    """Cross entropy with the source's own labels; sequences without one are left out."""
+    """Cross entropy with the source's own labels; samples without one are left out."""
 
     kind: Literal["hard_label"] = Field(description="The source's own labels.")
     weight: float = Field(default=1.0, gt=0, description=_WEIGHT)
     smoothing: float = Field(default=0.0, ge=0, lt=1, description="Label smoothing.")
     divisor: Literal["rows", "sequences"] = Field(
-        default="rows", description="What the sum is divided by: sequences with a label, or all sequences."
+        default="rows", description="What the sum is divided by: samples with a label, or all samples."
     )
 
 
 class HiddenStatesTerm(Config):
-    """Hidden states of student layers against those of the teacher."""
+    """Hidden states of student layers against those of the teacher: of pictures, class tokens and patches each with its own."""
 
     kind: Literal["hidden_states"] = Field(description="Hidden states.")
     target: str | None = Field(default=None, description=_TARGET)
@@ -108,7 +109,7 @@ class AttentionTerm(Config):
 
 
 class RelationsTerm(Config):
-    """Relations between the tokens of a sequence: softmax of scaled dot products of vectors of one kind (MiniLMv2)."""
+    """Relations between the tokens of a sample: softmax of scaled dot products of vectors of one kind (MiniLMv2)."""
 
     kind: Literal["relations"] = Field(description="Query, key and value relations.")
     target: str | None = Field(default=None, description=_TARGET)
@@ -132,7 +133,7 @@ class RelationsTerm(Config):
 
 
 class EmbeddingsTerm(Config):
-    """One vector a sequence: what a classifier's head reads, of a language model the mean of its last hidden states."""
+    """One vector a sample: what a classifier's head reads, of a language model the mean of its last hidden states."""
 
     kind: Literal["embeddings"] = Field(description="Embeddings.")
     target: str | None = Field(default=None, description=_TARGET)
@@ -143,7 +144,7 @@ class EmbeddingsTerm(Config):
     projection: Literal["none", "shared"] = Field(
         default="none", description="Learned linear map from the student's width to the teacher's, trained and not exported."
     )
-    divisor: Literal["rows", "sequences"] = Field(default="rows", description="Both are the sequences of the batch.")
+    divisor: Literal["rows", "sequences"] = Field(default="rows", description="Both are the samples of the batch.")
 
 
 TermConfig = Annotated[

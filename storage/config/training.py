@@ -15,9 +15,9 @@ from storage.specs import Interpolation, Size
 
 
 class CachedTargetsConfig(Config):
-    """Targets from a label set: no teacher runs."""
+    """Targets from label sets: no teacher runs."""
 
-    kind: Literal["cached"] = Field(description="Soft labels from the cache.")
+    kind: Literal["cached"] = Field(description="Soft labels and other targets from the cache.")
     label_set: str | None = Field(
         default=None, description="Name or id of the label set; null: the one this config's labels make."
     )
@@ -123,7 +123,7 @@ class TrainingConfig(Config):
     loss: LossConfig = Field(default=LossConfig(), description="Distillation loss and hard-label mix.")
     terms: tuple[TermConfig, ...] | None = Field(
         default=None,
-        description="Texts: the weighted terms of the loss, in place of `loss`; null: what `loss` says.",
+        description="The weighted terms of the loss, in place of `loss`; null: what `loss` says.",
     )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="Optimiser.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="Learning rate schedule.")
@@ -159,8 +159,8 @@ class TrainingConfig(Config):
         of_pictures = isinstance(self.student, StudentConfig)
         if self.terms is not None and not self.terms:
             raise ValueError("terms is an empty list, so that nothing would be learned; name some, or leave terms out")
-        if of_pictures and self.terms is not None:
-            raise ValueError("terms are of texts; the loss of a network of pictures (student.kind: timm) is what loss says")
+        if of_pictures and self.terms is not None and self.targets.kind == "live":
+            raise ValueError("terms are of cached targets and hard labels; with targets.kind: live the loss is what loss says")
         if not of_pictures and self.preprocessing != PreprocessingConfig():
             raise ValueError(f"preprocessing is of pictures; a {self.student.kind} student reads token ids, so leave it out")
         if self.terms is not None and self.loss != LossConfig():

@@ -19,7 +19,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from storage.connections import connect
+from storage.connections import MissingCredentialsError, connect
 from storage.errors import DecantError, SourceError
 from storage.hashing import fingerprint
 
@@ -83,6 +83,8 @@ def reaching(url: str, *, action: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise SourceError(f"cannot {action} {url}: it does not exist; check the path in the source's config") from error
+    except MissingCredentialsError as error:
+        raise SourceError(f"cannot {action} {url}: {error.strerror}") from error
     except Exception as error:  # clients of stores raise their own exceptions, which share no base class
         raise SourceError(
             f"cannot {action} {url}: {type(error).__name__}: {error}; check the path, the credentials and the endpoint"

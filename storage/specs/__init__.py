@@ -5,6 +5,7 @@ Everything here is identity. How to run (workers, devices) lives in `storage.con
 
 from storage.specs.base import Spec
 from storage.specs.features import (
+    MAX_TENSORS,
     AttentionSpec,
     EmbeddingsSpec,
     FeatureCodecSpec,
@@ -31,6 +32,7 @@ from storage.specs.teachers import ImportedTeacher, Normalization, TeacherSpec, 
 from storage.specs.text_views import MaskedTokensView, TextViewSpec, TokensView
 
 __all__ = [
+    "MAX_TENSORS",
     "QUALITY_CAP",
     "AnyView",
     "AttentionSpec",

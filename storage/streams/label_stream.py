@@ -26,7 +26,7 @@ _OPEN_UNITS = 64
 _NAMES_AT_A_TIME = 65_536
 
 
-def _labelled_units(label_set: LabelSet, *, source: Source) -> list[SourceUnit]:
+def labelled_units(label_set: LabelSet, *, source: Source) -> list[SourceUnit]:
     """Return the source's unit of each part, in the order of parts.
 
     Raises:
@@ -72,7 +72,7 @@ class LabelStream:
             raise MismatchError(f"label set {label_set.manifest.name!r} cannot serve this target: {reason}")
         self._source = source
         self._held_blocks = held_blocks
-        self._units = _labelled_units(label_set, source=source)
+        self._units = labelled_units(label_set, source=source)
         self._reset()
 
     def _reset(self) -> None:

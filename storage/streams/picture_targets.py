@@ -1,4 +1,4 @@
-"""Pictures with soft labels and further targets of the same views: hidden states, attention, embeddings."""
+"""Pictures with targets of the same views: soft labels, hidden states, attention, relations, embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from storage.errors import MismatchError
 from storage.hashing import fingerprint
 from storage.label_set import LabelSet
-from storage.specs import TargetSpec
+from storage.sources.base import Source
+from storage.specs import SoftLabelsSpec, TargetSpec
 from storage.streams.aligned_rows import AlignedRows, concatenate_rows
 from storage.streams.base import NO_DIGEST, StreamRows
 from storage.streams.block_reader import BlockReader
@@ -21,12 +22,12 @@ from storage.streams.covering import Covering
 from storage.streams.joining import require_same_samples, require_same_views, unit_codes
 from storage.streams.label_stream import LabelStream
 from storage.streams.recent import Recent
+from storage.streams.unit_pictures import UnitPictures
 from storage.target_blocks import TargetBlock
 
 IntArray = npt.NDArray[np.int64]
 
-_LABELS = ""
-"""Name of the soft labels among the label sets: no target's."""
+_OPEN_UNITS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,13 +36,12 @@ class _Piece:
 
     Attributes:
         positions: int64 [samples that are present], ascending.
-        rows: None of soft labels, which their own stream reads.
+        digests: uint64 [samples that are present], NO_DIGEST where none is stored.
     """
 
-    block_id: int
     positions: IntArray
     digests: npt.NDArray[np.uint64]
-    rows: AlignedRows | None
+    rows: AlignedRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,58 +49,71 @@ class _JoinedBlock:
     """The samples of a canonical block that every label set holds.
 
     Attributes:
-        label_blocks: int64 [samples], block of the soft labels that each is in.
-        label_rows: int64 [samples], its row inside that block.
-        digests: uint64 [samples], of what the teachers of further targets saw, NO_DIGEST where not stored.
+        part: of the canonical label set, which the block lies in.
+        positions: int64 [samples], in their unit.
+        digests: uint64 [samples], of what the teachers saw, NO_DIGEST where none stored one.
     """
 
-    label_blocks: IntArray
-    label_rows: IntArray
+    part: int
+    positions: IntArray
     digests: npt.NDArray[np.uint64]
     targets: dict[str, AlignedRows]
 
 
 class PictureTargetStream:
-    """A `LabelStream` whose rows carry further targets. A sample that is a dead letter of one label set is left out of all.
+    """Rows of one view an epoch, with the targets of one label set or several: epoch e reads view e modulo the number of views.
 
-    Blocks of targets differ in size, so values are looked up by sample position; the canonical blocks are those of the label set
-    that has most of them.
+    A sample that is a dead letter of one label set is left out of all. Blocks of targets differ in size, so values are looked up
+    by sample position; the canonical blocks are those of the label set that has most of them.
     """
 
     def __init__(
         self,
-        labels: LabelStream,
         label_sets: Mapping[str, LabelSet],
         *,
+        source: Source,
         targets: Mapping[str, TargetSpec] | None = None,
         held_blocks: int = 17,
     ) -> None:
-        """Join label sets.
+        """Join label sets and a source.
 
         Args:
-            labels: pictures and soft labels.
-            label_sets: the further ones, by the names of their targets in the experiment.
-            targets: what these are narrowed to; None: as they are.
+            label_sets: by the names of their targets in the experiment.
+            source: the pictures.
+            targets: of the label sets whose targets are read, what they are narrowed to; of the others only views and samples
+                are. None: all, as they are.
             held_blocks: decoded blocks of a label set that are kept; at least the blocks of a shuffle window.
 
         Raises:
-            MismatchError: label sets do not hold what `targets` asks for, or are not of the same samples and views.
+            MismatchError: label sets do not hold what `targets` asks for, are not of the same samples and views, or the source
+                lacks a unit that was labelled.
         """
-        self._labels = labels
-        first = BlockReader(labels.label_set)
-        self._readers = {_LABELS: first} | {
-            name: BlockReader(label_set, target=None if targets is None else targets[name])
-            for name, label_set in label_sets.items()
+        if not label_sets:
+            raise ValueError("a stream needs a label set")
+        given = {name: label_set.manifest.request.target for name, label_set in label_sets.items()}
+        self._targets: dict[str, TargetSpec] = dict(given if targets is None else targets)
+        self._readers = {name: BlockReader(label_set, target=self._targets.get(name)) for name, label_set in label_sets.items()}
+        # Soft labels of pictures have blocks of their own.
+        self._soft_labels = {
+            name: LabelStream(label_sets[name], source=source, target=reader.target)
+            for name, reader in self._readers.items()
+            if isinstance(reader.target, SoftLabelsSpec)
         }
         self._held_blocks = held_blocks
-        self._num_views = labels.label_set.manifest.num_views
+        (first_name, first), *others = self._readers.items()
+        self._num_views = first.label_set.manifest.num_views
         self._units = dict(zip(self._readers, unit_codes(*self._readers.values()), strict=True))
-        for name, reader in self._readers.items():
-            require_same_views(first, reader, names=("labels", name))
+        for name, reader in others:
+            require_same_views(first, reader, names=(first_name, name))
             require_same_samples(
-                first, reader, names=("labels", name), units=(self._units[_LABELS], self._units[name]), num_views=self._num_views
+                first,
+                reader,
+                names=(first_name, name),
+                units=(self._units[first_name], self._units[name]),
+                num_views=self._num_views,
             )
         self._canonical = max(self._readers, key=lambda name: len(self._readers[name].places.rows(view=0)))
+        self._pictures = UnitPictures(self._readers[self._canonical], source=source, held_units=min(held_blocks, _OPEN_UNITS))
         self._block_rows: dict[int, IntArray] = {}
         self._reset()
 
@@ -119,10 +132,9 @@ class PictureTargetStream:
 
     def identity(self) -> str:
         """Return a fingerprint of the rows and their order."""
-        others = {name: reader for name, reader in self._readers.items() if name != _LABELS}
-        label_sets = {name: reader.label_set.manifest.id for name, reader in others.items()}
-        targets = {name: reader.target.to_json() for name, reader in others.items()}
-        return fingerprint({"labels": self._labels.identity(), "label_sets": label_sets, "targets": targets})
+        label_sets = {name: reader.label_set.manifest.id for name, reader in self._readers.items()}
+        targets = {name: target.to_json() for name, target in self._targets.items()}
+        return fingerprint({"stream": "picture labels", "label_sets": label_sets, "targets": targets})
 
     def block_rows(self, *, epoch: int) -> IntArray:
         """Return int64 [blocks], the samples of each canonical block of the epoch's view that every label set holds.
@@ -138,7 +150,7 @@ class PictureTargetStream:
     def _count(self, view: int) -> IntArray:
         counts = self._readers[self._canonical].places.rows(view=view).copy()
         for block_id in sorted(self._short_elsewhere(view)):
-            counts[block_id] = len(self._joined(view, block_id).label_rows)
+            counts[block_id] = len(self._joined(view, block_id).positions)
         return counts
 
     def _short_elsewhere(self, view: int) -> set[int]:
@@ -159,23 +171,33 @@ class PictureTargetStream:
             self._coverings[name, view] = Covering(spans, units=self._units[name])
         return self._coverings[name, view]
 
-    def _piece(self, name: str, *, view: int, block_id: int) -> _Piece:
+    def _pieces_over(self, name: str, *, view: int, unit: int, samples: range) -> list[_Piece]:
+        """Return the blocks of a label set that hold any of some samples of a unit, by sample."""
+        blocks = self._covering(name, view).blocks(unit=unit, first=samples.start, num=len(samples))
+        return [self._piece(name, view=view, block_id=block_id, samples=samples) for block_id in blocks.tolist()]
+
+    def _piece(self, name: str, *, view: int, block_id: int, samples: range) -> _Piece:
         piece = self._pieces.get((name, view, block_id))
         if piece is None:
             piece = self._read_piece(name, view=view, block_id=block_id)
-            self._pieces.put((name, view, block_id), piece)
+            place = self._readers[name].places.place(view=view, block_id=block_id)
+            # A block within these samples is joined whole; only one that reaches beyond is needed again.
+            if place.first_sample < samples.start or place.first_sample + place.num_samples > samples.stop:
+                self._pieces.put((name, view, block_id), piece)
         return piece
 
     def _read_piece(self, name: str, *, view: int, block_id: int) -> _Piece:
-        if name == _LABELS:
-            labels = self._labels.labels_of(view=view, block_id=block_id)
-            return _Piece(block_id=block_id, positions=labels.positions, digests=labels.view_digests, rows=None)
+        if name in self._soft_labels:
+            labels = self._soft_labels[name].labels_of(view=view, block_id=block_id)
+            offsets = np.arange(len(labels.positions) + 1, dtype=np.int64)
+            found = AlignedRows(target=labels.target, offsets=offsets, values=labels.soft_labels)
+            return _Piece(positions=labels.positions, digests=labels.view_digests, rows=found)
         reader = self._readers[name]
         block: TargetBlock = reader.block(view=view, block_id=block_id)
         if block.view_digests is None:
             raise MismatchError(f"label set {reader.label_set.manifest.name!r} is of texts; a target of pictures was asked for")
         rows = AlignedRows(target=block.target, offsets=block.row_offsets, values=block.values).narrowed(reader.target)
-        return _Piece(block_id=block_id, positions=block.positions, digests=block.view_digests, rows=rows)
+        return _Piece(positions=block.positions, digests=block.view_digests, rows=rows)
 
     def _joined(self, view: int, block_id: int) -> _JoinedBlock:
         block = self._blocks.get((view, block_id))
@@ -185,34 +207,36 @@ class PictureTargetStream:
         return block
 
     def _join(self, view: int, block_id: int) -> _JoinedBlock:
-        part, first, num = self._readers[self._canonical].places.spans(view=view)[block_id].tolist()
-        unit = int(self._units[self._canonical][part])
-        pieces = {
-            name: [
-                self._piece(name, view=view, block_id=found)
-                for found in self._covering(name, view).blocks(unit=unit, first=first, num=num).tolist()
-            ]
-            for name in self._readers
-        }
-        held = [np.concatenate([piece.positions for piece in found]) for found in pieces.values()]
-        common = reduce(np.intersect1d, held)
-        common = common[(common >= first) & (common < first + num)]
+        place = self._readers[self._canonical].places.place(view=view, block_id=block_id)
+        part, unit = place.part, int(self._units[self._canonical][place.part])
+        samples = range(place.first_sample, place.first_sample + place.num_samples)
+        pieces = {name: self._pieces_over(name, view=view, unit=unit, samples=samples) for name in self._readers}
+        common = reduce(np.intersect1d, [np.concatenate([piece.positions for piece in found]) for found in pieces.values()])
+        common = common[(common >= samples.start) & (common < samples.stop)]
         digests = np.full(len(common), NO_DIGEST, dtype=np.uint64)
         targets: dict[str, AlignedRows] = {}
-        label_blocks, label_rows = np.zeros_like(common), np.zeros_like(common)
         for name, found in pieces.items():
+            theirs = np.full(len(common), NO_DIGEST, dtype=np.uint64)
             rows: list[AlignedRows] = []
             for piece in found:
                 here = np.isin(common, piece.positions, assume_unique=True)
                 chosen = np.searchsorted(piece.positions, common[here])
-                if piece.rows is None:
-                    label_blocks[here], label_rows[here] = piece.block_id, chosen
-                    continue
-                digests[here] = np.where(digests[here] == NO_DIGEST, piece.digests[chosen], digests[here])
-                rows.append(piece.rows.take(chosen))
+                theirs[here] = piece.digests[chosen]
+                if name in self._targets:
+                    rows.append(piece.rows if len(chosen) == len(piece.rows) else piece.rows.take(chosen))
+            differing = np.flatnonzero((digests != theirs) & (digests != NO_DIGEST) & (theirs != NO_DIGEST))
+            if len(differing):
+                row = int(differing[0])
+                key = self._readers[self._canonical].table(part).keys[int(common[row])]
+                raise MismatchError(
+                    f"sample {key!r}, view {view}: target {name!r} is of pixels with digest {theirs[row]:016x}, those before it "
+                    f"of {digests[row]:016x}, so they are not of one view; run decant label for all of them on machines with one "
+                    "version of Pillow"
+                )
+            digests = np.where(digests == NO_DIGEST, theirs, digests)
             if rows:
-                targets[name] = concatenate_rows(rows)
-        return _JoinedBlock(label_blocks=label_blocks, label_rows=label_rows, digests=digests, targets=targets)
+                targets[name] = rows[0] if len(rows) == 1 else concatenate_rows(rows)
+        return _JoinedBlock(part=part, positions=common, digests=digests, targets=targets)
 
     def read(self, *, epoch: int, block_ids: IntArray, rows: IntArray) -> StreamRows:
         """Return rows by (block, row inside the block), in the order asked for.
@@ -230,32 +254,13 @@ class PictureTargetStream:
         blocks = [self._joined(view, block_id) for block_id in unique.tolist()]
         chosen = [rows[order[bounds[index] : bounds[index + 1]]] for index in range(len(unique))]
         taken = list(zip(blocks, chosen, strict=True))
-        found = self._labels.read(
-            epoch=epoch,
-            block_ids=np.concatenate([block.label_blocks[asked] for block, asked in taken])[restore],
-            rows=np.concatenate([block.label_rows[asked] for block, asked in taken])[restore],
-        )
-        digests = np.concatenate([block.digests[asked] for block, asked in taken])[restore]
+        parts = np.concatenate([np.full(len(asked), block.part, dtype=np.int64) for block, asked in taken])[restore]
+        positions = np.concatenate([block.positions[asked] for block, asked in taken])[restore]
         return replace(
-            found,
-            view_digests=_merged(found, digests),
+            self._pictures.read(view=view, parts=parts, positions=positions),
+            view_digests=np.concatenate([block.digests[asked] for block, asked in taken])[restore],
             targets={
                 name: concatenate_rows([block.targets[name].take(asked) for block, asked in taken]).take(restore)
-                for name in self._readers
-                if name != _LABELS
+                for name in self._targets
             },
         )
-
-
-def _merged(found: StreamRows, digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return the digests of both, of the soft labels where both have one; they must agree."""
-    mine = found.view_digests
-    differing = np.flatnonzero((mine != digests) & (mine != NO_DIGEST) & (digests != NO_DIGEST))
-    if len(differing):
-        row = int(differing[0])
-        raise MismatchError(
-            f"sample {found.keys[row]!r}, view {found.view_indices[row]}: the soft labels are of pixels with digest "
-            f"{mine[row]:016x}, the further targets of {digests[row]:016x}, so they are not of one view; run decant label for "
-            "both on machines with one version of Pillow"
-        )
-    return np.where(mine == NO_DIGEST, digests, mine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from storage.block_bounds import block_bounds
 from storage.errors import DeadLetterLimitError, SourceError
 from storage.hashing import fingerprint
 from storage.sources.base import Sample, Source, SourceUnit
 from storage.specs import MaskedTokensView, TextViewSpec
 from storage.streams.base import TextRows
 from storage.streams.recent import Recent
-from storage.target_blocks import block_samples
 from storage.text.masking import mask_tokens
 from storage.text.sequences import Sequences, sequences_of
 from storage.text.token_rows import TokenRows, concatenate_tokens, offsets_of
@@ -213,7 +214,7 @@ class TextSourceStream:
                     num_absent += len(found.dead_letters)
                     if found.dead_letters and not first_reason:
                         first_reason = f"{found.dead_letters[0].key!r}: {found.dead_letters[0].reason}"
-                    yield from _blocks_of(found, max_tokens=self._view_spec.length)
+                    yield from _blocks_of(found)
         if num_absent > self._dead_letter_limit * (num_present + num_absent):
             raise DeadLetterLimitError(
                 f"{num_absent} of {num_present + num_absent} texts cannot be read, more than generation.dead_letter_limit "
@@ -231,13 +232,12 @@ class TextSourceStream:
                 yield sample
 
 
-def _blocks_of(found: Sequences, *, max_tokens: int) -> Iterator[TokenBlock]:
+def _blocks_of(found: Sequences) -> Iterator[TokenBlock]:
     """Yield the blocks that labelling would store, without the sequences that are not there."""
-    step = block_samples(num_samples=len(found.keys), max_tokens=max_tokens)
     rank = np.cumsum(found.present) - 1
     token_places = found.tokens.offsets
-    for first in range(0, len(found.keys), step):
-        present = np.flatnonzero(found.present[first : first + step]) + first
+    for first, last in pairwise(block_bounds(found.num_tokens).tolist()):
+        present = np.flatnonzero(found.present[first:last]) + first
         rows = rank[present]
         words = None
         if found.word_starts is not None:

@@ -45,6 +45,13 @@ class Sequences:
     dead_letters: tuple[DeadLetter, ...]
 
     @property
+    def num_tokens(self) -> npt.NDArray[np.int64]:
+        """int64 [sequences], 0 of absent ones."""
+        found = np.zeros(len(self.keys), dtype=np.int64)
+        found[self.present] = self.tokens.lengths
+        return found
+
+    @property
     def present_keys(self) -> tuple[str, ...]:
         """Keys of the sequences that are present."""
         return tuple(key for key, present in zip(self.keys, self.present.tolist(), strict=True) if present)

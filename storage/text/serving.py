@@ -5,26 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from storage.config import ExperimentConfig
-from storage.config.targets import (
-    AttentionConfig,
-    EmbeddingsConfig,
-    HiddenStatesConfig,
-    RelationsConfig,
-    SoftLabelsConfig,
-    TargetConfig,
-)
 from storage.errors import MismatchError
 from storage.label_set import LabelSet
-from storage.narrowing import why_not_narrower
-from storage.specs import (
-    AttentionSpec,
-    EmbeddingsSpec,
-    HiddenStatesSpec,
-    RelationsSpec,
-    SoftLabelsSpec,
-    TargetSpec,
-    TextViewSpec,
-)
+from storage.narrowing_as_asked import narrowed_as_asked
+from storage.specs import TargetSpec, TextViewSpec
 
 
 def served_text_target(label_set: LabelSet, *, config: ExperimentConfig, name: str, sections: set[str] | None) -> TargetSpec:
@@ -42,15 +26,9 @@ def served_text_target(label_set: LabelSet, *, config: ExperimentConfig, name: s
     request = label_set.manifest.request
     view, target = request.text_view(), request.target
     differing = _differing_views(label_set, view=view, config=config) if sections is None or "views" in sections else []
-    asked = config.named_targets.get(name)
-    if asked is not None and (sections is None or sections & {"target", "targets"}):
-        narrowed = _as_asked(asked, stored=target)
-        reason = f"it holds {target.kind}, not {asked.kind}" if narrowed is None else why_not_narrower(target, asked=narrowed)
-        if reason is not None:
-            key = "target" if config.targets is None else f"targets.{name}"
-            differing.append(f"{key}: the label set cannot serve the config's: {reason}")
-        elif narrowed is not None:
-            target = narrowed
+    if sections is None or sections & {"target", "targets"}:
+        target, reasons = narrowed_as_asked(target, config=config, name=name)
+        differing += reasons
     if differing:
         raise MismatchError(
             f"label set {label_set.manifest.name!r} ({label_set.manifest.id}) does not serve this config:\n"
@@ -68,31 +46,3 @@ def _differing_views(label_set: LabelSet, *, view: TextViewSpec, config: Experim
         for field, value in asked.items()
         if value != holds.get(field)
     ]
-
-
-def _as_asked(config: TargetConfig, *, stored: TargetSpec) -> TargetSpec | None:
-    """Return what a config asks for, with what it leaves open as it is stored; None where another kind is stored."""
-    match config, stored:
-        case SoftLabelsConfig(), SoftLabelsSpec():
-            return SoftLabelsSpec(
-                num_classes=stored.num_classes,
-                k=None if config.k is None else min(config.k, stored.num_classes),
-                codec=config.codec,
-                generation_temperature=config.generation_temperature,
-                positions=config.positions or stored.positions,
-            )
-        case HiddenStatesConfig(), HiddenStatesSpec():
-            return _changed(stored, layers=config.layers, tokens=config.tokens, codec=config.codec)
-        case AttentionConfig(), AttentionSpec():
-            return _changed(stored, layers=config.layers, vectors=config.vectors, codec=config.codec)
-        case RelationsConfig(), RelationsSpec():
-            heads = config.num_relation_heads or stored.num_relation_heads
-            return _changed(stored, layer=config.layer, vectors=config.vectors, num_relation_heads=heads)
-        case EmbeddingsConfig(), EmbeddingsSpec():
-            return _changed(stored, codec=config.codec)
-        case _:
-            return None
-
-
-def _changed(stored: TargetSpec, **changes: Any) -> TargetSpec:
-    return stored.model_copy(update=changes)

@@ -16,7 +16,7 @@ from storage.cache import Cache, NamedLabelSet
 from storage.errors import CorruptError, MismatchError
 from storage.filesystem import PARTIAL, StoredFile
 from storage.label_set import read_manifest
-from storage.upkeep.leases import REMOVING_SECONDS, held_requests, removing
+from storage.upkeep.leases import REMOVING_SECONDS, held_requests, held_runs, removing
 from storage.upkeep.references import References, references_of, stem_of
 from storage.upkeep.sweep import (
     EMPTY_REQUESTS,
@@ -118,6 +118,7 @@ class Collector:
             now=self.now,
             before=self.now - self.grace_seconds,
             old_before=before,
+            held_runs=held_runs(store, now=self.now),
         )
 
     def _read_names(self) -> dict[str, str]:
@@ -181,6 +182,7 @@ class Collector:
         with removing(self.cache.store):
             started = time.monotonic()
             self.held = held_requests(self.cache.store, now=self.now)
+            self.sweep.held_runs = held_runs(self.cache.store, now=self.now)
             self._look_at_label_sets()
 
             def remove(garbage: Garbage) -> Garbage | None:
@@ -247,6 +249,8 @@ class Collector:
             case kind if kind == EMPTY_REQUESTS:
                 others = (file for file in store.files(folder) if file.name != first)
                 return garbage.request not in self.references.requests and next(others, None) is None
+            case kind if kind == OLD_RUNS:
+                return first.split("/")[1] not in self.sweep.held_runs
             case kind if kind == HEADS:
                 return not self.sweep.needs_head(first, held=self.held)
             case kind if kind == OLD_TABLES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -10,9 +11,11 @@ from storage.cache import Cache
 from storage.errors import CorruptError, FormatError
 from storage.hashing import digest, unseal
 from storage.label_set import Manifest
-from storage.parts import PartRecord
+from storage.parts import CommittedTar, PartRecord
 from storage.specs import PartSpec
 from storage.verify import check_tar_bytes, tar_digest
+
+_Record = TypeVar("_Record", bound=CommittedTar)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +133,8 @@ def read_record(cache: Cache, *, part: PartSpec) -> PartRecord | DamagedFile:
 class ForgivingCache(Cache):
     """A cache that takes a part whose record is damaged for one that is not there, so that a plan can be made over damage."""
 
-    def find_part(self, part: PartSpec) -> PartRecord | None:
+    def find_record(self, part: PartSpec, *, kind: type[_Record]) -> _Record | None:
         """Return the record of a part, if record and tar are there and the record is whole."""
         if isinstance(read_record(self, part=part), DamagedFile):
             return None
-        return super().find_part(part)
+        return super().find_record(part, kind=kind)

@@ -67,6 +67,7 @@ def collect_garbage(
         "num_held_files": collector.num_held,
         "held_requests": collector.held,
         "num_unfinished_runs": collector.sweep.num_unfinished_runs,
+        "num_held_runs": collector.sweep.num_held_runs,
         "untagged_label_sets": listed,
         "old_memos": {"files": len(old_memos), "bytes": sum(memo.num_bytes for memo in old_memos)},
         "problems": collector.problems,
@@ -111,6 +112,8 @@ def _in_words(url: str, figures: dict[str, Any]) -> str:
     if figures["num_held_files"]:
         holds = ", ".join(sorted(set(figures["held_requests"].values()))[:3])
         lines.append(f"kept: {figures['num_held_files']:,} files of requests that jobs hold (remove {holds} if they have ended)")
+    if figures["num_held_runs"]:
+        lines.append(f"kept: {figures['num_held_runs']:,} runs that go on; decant cache watch {url} --list says how far they are")
     if figures["num_unfinished_runs"]:
         num_runs, days = figures["num_unfinished_runs"], figures["untagged_days"]
         lines.append(f"kept: {num_runs:,} runs that did not finish, until they are {days:g} days old")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from array import array
 from collections.abc import Collection, Iterator
@@ -14,14 +13,17 @@ import numpy as np
 from storage.cache import Cache
 from storage.errors import CorruptError, FormatError
 from storage.filesystem import PARTIAL, StoredFile
+from storage.label_runs.folder import RUN_NAME, RunFolder
 from storage.label_set import Manifest, read_manifest
 from storage.parts import PartRecord
-from storage.specs import HiddenStatesSpec, PartSpec
+from storage.specs import HiddenStatesSpec
 from storage.upkeep.leases import old_leavings
 from storage.upkeep.references import Hashes, References, hashes_of, stem_of, within
 
 PARTIAL_SECONDS = 3600.0
 """Younger files that are half written stay, whatever the grace: somebody may be writing them."""
+_LAST_OF_RUN = {"/parts.parquet": 1, "/run.json": 2}
+"""By these a run that is half removed is known to have ended."""
 _FOLDER_FILES = 200_000
 """Files of one folder that are looked at together."""
 _DIGITS = "0123456789abcdef"
@@ -29,7 +31,8 @@ _PART = r"[0-9a-f]{32}\.v[0-9]{5,}-[0-9]{5,}"
 _TAR = re.compile(rf"{_PART}\.[0-9a-f]{{16}}\.tar")
 _RECORD = re.compile(rf"({_PART})\.json")
 _REQUEST = re.compile(r"[0-9a-f]{64}")
-_RUN = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
+_EXAMINATION = re.compile(r"doctor-[0-9a-f]{12}")
+"""What `decant doctor` leaves where it is killed, or where a worker speaks after it has ended."""
 _HEAD = re.compile(r"heads/([0-9a-f]{64})\.head")
 _TABLE = re.compile(r"(?:parts-[0-9a-f]{16}\.parquet|class_means-[0-9a-f]{16}\.block)")
 
@@ -72,7 +75,9 @@ class Sweep:
         before: store's time; garbage with a file that is not older is young and stays.
         old_before: the same for memos, and for runs that did not finish.
         young: what stays only because it is young.
+        held_runs: names of runs that have a hold.
         num_unfinished_runs: runs that left parts undone, and are not old.
+        num_held_runs: runs that stay since they have a hold.
     """
 
     cache: Cache
@@ -81,7 +86,9 @@ class Sweep:
     before: float
     old_before: float
     young: list[int] = field(default_factory=lambda: [0, 0])
+    held_runs: Collection[str] = frozenset()
     num_unfinished_runs: int = 0
+    num_held_runs: int = 0
     _records: array[int] = field(default_factory=lambda: array("Q"))
     _heads: dict[str, str | None] = field(default_factory=dict)
 
@@ -221,28 +228,38 @@ class Sweep:
         """Yield the folders of runs that have ended, and what killed jobs left there. To be called after `find_requests`."""
         store = self.cache.store
         records = np.unique(np.array(self._records, dtype=np.uint64))
-        for run in store.folders("runs"):
-            if not _RUN.fullmatch(run):
+        for name in store.folders("runs"):
+            if not RUN_NAME.fullmatch(name):
                 continue
-            files = tuple(store.files(f"runs/{run}"))
-            ended = all(file.modified < self.old_before for file in files) or self._finished(f"runs/{run}", files, records)
+            if name in self.held_runs:
+                self.num_held_runs += 1
+                continue
+            run = RunFolder(store=store, name=name)
+            files = tuple(sorted(store.files(run.path), key=lambda file: _LAST_OF_RUN.get(file.name.removeprefix(run.path), 0)))
+            ended = all(file.modified < self.old_before for file in files) or self._finished(run, files, records)
             if files and ended:
                 yield from self._if_ripe(Garbage(kind=OLD_RUNS, files=files))
             self.num_unfinished_runs += not ended
 
-    def _finished(self, run: str, files: tuple[StoredFile, ...], records: Hashes) -> bool:
+    def _finished(self, run: RunFolder, files: tuple[StoredFile, ...], records: Hashes) -> bool:
         """Return whether every part a run was to make is there, or failed."""
-        failed = {file.name for file in files if file.name.startswith(f"{run}/errors/")}
-        for file in files:
-            if not file.name.startswith(f"{run}/tasks/"):
-                continue
-            try:
-                tasks = json.loads(self.cache.store.read(file.name))
-                parts = [PartSpec.model_validate(task["part"]) for task in tasks]
-            except (FileNotFoundError, ValueError, KeyError, TypeError):
-                return False
-            parts = [part for part in parts if f"{run}/errors/{part.name}.json" not in failed]
-            if not within(hashes_of(f"{part.request}/{part.name}" for part in parts), records).all():
+        try:
+            info = run.info()
+        except (FileNotFoundError, FormatError):
+            return False
+        try:
+            table = run.parts(info)
+        except FileNotFoundError:
+            # It is written first and removed last but one: this run was about to go.
+            return True
+        except FormatError:
+            return False
+        start = len(f"{run.path}/errors/")
+        failed = {file.name[start:].removesuffix(".json") for file in files if file.name.startswith(f"{run.path}/errors/")}
+        for batch in table.to_batches():
+            requests, parts = (batch.column(name).to_pylist() for name in ("request", "part"))
+            names = (f"{request}/{part}" for request, part in zip(requests, parts, strict=True) if part not in failed)
+            if not within(hashes_of(names), records).all():
                 return False
         return True
 
@@ -254,6 +271,10 @@ class Sweep:
         for folder in ("names", "sources", "teachers", "runs/holds", "runs/removing"):
             for file in store.files(folder):
                 if file.name.endswith(PARTIAL) or file.name.startswith("sources/.decant-memo-"):
+                    yield from self._if_ripe(Garbage(kind=PARTIAL_FILES, files=(file,)))
+        for run in store.folders("runs"):
+            if _EXAMINATION.fullmatch(run):
+                for file in store.files(f"runs/{run}"):
                     yield from self._if_ripe(Garbage(kind=PARTIAL_FILES, files=(file,)))
         for name in old_leavings(store, now=self.now):
             with contextlib.suppress(FileNotFoundError):

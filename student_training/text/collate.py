@@ -10,14 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from storage.features import FeatureRows
-from storage.soft_labels import SoftLabels
-from storage.specs import EmbeddingsSpec, HiddenStatesSpec, RelationsSpec, SoftLabelsSpec, TargetSpec
-from storage.streams.aligned_rows import AlignedRows
 from storage.streams.base import TextRows
 from storage.text.token_rows import TokenRows
-from student_training.batch import to_targets, to_tensor
-from student_training.text.interface import FeatureTargets, TargetRows, TextBatch
+from student_training.batch import to_tensor
+from student_training.terms.target_rows import to_target_rows
+from student_training.text.interface import TextBatch
 
 IntArray = npt.NDArray[np.int64]
 
@@ -54,7 +51,10 @@ class TextCollate:
             attention_mask=to_tensor(np.arange(width) < tokens.lengths[:, None]),
             masked=None if tokens.masks is None else _masked(tokens, places=places, width=width),
             labels=to_tensor(rows.labels),
-            targets={name: to_target_rows(stored, tokens=tokens) for name, stored in rows.targets.items()},
+            targets={
+                name: to_target_rows(stored, masked_positions=None if tokens.masks is None else tokens.masks.positions)
+                for name, stored in rows.targets.items()
+            },
         )
 
 
@@ -75,48 +75,3 @@ def _masked(tokens: TokenRows, *, places: IntArray, width: int) -> Tensor:
     masked = np.zeros(len(tokens) * width, dtype=np.bool_)
     masked[places[tokens.masked_items()]] = True
     return torch.from_numpy(masked.reshape(len(tokens), width))
-
-
-def to_target_rows(stored: AlignedRows, *, tokens: TokenRows) -> TargetRows:
-    """Return the rows of one target as tensors, each with the token it is of."""
-    counts = stored.counts
-    sequence = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    return TargetRows(
-        spec=stored.target,
-        sequence=to_tensor(sequence),
-        position=to_tensor(_positions(stored, tokens=tokens)),
-        soft_labels=to_targets(stored.values) if isinstance(stored.values, SoftLabels) else None,
-        features=_features(stored.values) if isinstance(stored.values, FeatureRows) else None,
-    )
-
-
-def _features(values: FeatureRows) -> FeatureTargets:
-    return FeatureTargets(tensors={name: to_tensor(tensor) for name, tensor in values.tensors.items()})
-
-
-def _positions(stored: AlignedRows, *, tokens: TokenRows) -> IntArray:
-    """Return int64 [rows], the token inside its sequence that each row is of; see `storage.alignment`."""
-    total = int(stored.offsets[-1])
-    if _is_of_whole_samples(stored.target):
-        return np.zeros(total, dtype=np.int64)
-    if isinstance(stored.target, SoftLabelsSpec) and stored.target.positions == "masked":
-        assert tokens.masks is not None
-        return tokens.masks.positions
-    inside = np.arange(total, dtype=np.int64) - np.repeat(stored.offsets[:-1], stored.counts)
-    return later_of_pairs(inside) if isinstance(stored.target, RelationsSpec) else inside
-
-
-def _is_of_whole_samples(target: TargetSpec) -> bool:
-    if isinstance(target, SoftLabelsSpec):
-        return target.positions == "view"
-    if isinstance(target, HiddenStatesSpec | EmbeddingsSpec):
-        return not target.per_token
-    return False
-
-
-def later_of_pairs(inside: IntArray) -> IntArray:
-    """Return the row of each entry of a lower triangle that is stored row by row: the largest i with i (i + 1) / 2 <= entry."""
-    rows: IntArray = ((np.sqrt(8.0 * inside + 1) - 1) / 2).astype(np.int64)
-    rows -= rows * (rows + 1) // 2 > inside  # the root of a large number may be rounded up or down
-    rows += (rows + 1) * (rows + 2) // 2 <= inside
-    return rows

@@ -17,8 +17,9 @@ from student_training.data import BatchDataset, Share, load_batches
 from student_training.losses.dense import hard_cross_entropy
 from student_training.plan import plan_evaluation
 from student_training.task import Figures
+from student_training.terms.interface import StudentShape, Wants
 from student_training.text.collate import TextCollate
-from student_training.text.interface import StudentShape, TextBatch, TextStudent, Wants
+from student_training.text.interface import TextBatch, TextStudent
 from student_training.text.rows import positions_of
 
 

@@ -19,8 +19,9 @@ from storage.text.serving import served_text_target
 from storage.text.views import view_of
 from student_training.heads import HeadModule
 from student_training.job import training_section
+from student_training.label_sets import asked_sections, open_label_sets, wants_means
+from student_training.terms.reading import targets_read
 from student_training.text.job import TextJob
-from student_training.text.reading import targets_read
 from student_training.text.students import predicts_tokens
 from student_training.text.tokenizers import (
     load_student_tokenizer,
@@ -59,9 +60,8 @@ def _cached_job(config: ExperimentConfig, training: TrainingConfig) -> TextJob:
             f"training.sample_fraction: {training.sample_fraction} only works with hard labels; label a smaller source instead"
         )
     cache = Cache.at(config.cache)
-    label_sets = _open_label_sets(config, training, cache=cache)
-    named = training.targets.kind == "cached" and (training.targets.label_set or training.targets.label_sets)
-    sections = config.model_fields_set if named else None
+    label_sets = open_label_sets(config, training, cache=cache)
+    sections = asked_sections(config, training)
     specs = {
         name: served_text_target(label_set, config=config, name=name, sections=sections) for name, label_set in label_sets.items()
     }
@@ -73,7 +73,7 @@ def _cached_job(config: ExperimentConfig, training: TrainingConfig) -> TextJob:
     view = stream.view
     require_own_tokenizer(training, view=view, label_set=next(iter(used.values())).manifest.name)
     labels = [name for name, spec in targets.items() if isinstance(spec, SoftLabelsSpec)]
-    means = {name: used[name].class_means() for name in labels if _wants_means(training)}
+    means = {name: used[name].class_means() for name in labels if wants_means(training)}
     heads = {
         name: HeadModule(cache.head(spec.head_sha256))
         for name, spec in targets.items()
@@ -91,34 +91,6 @@ def _cached_job(config: ExperimentConfig, training: TrainingConfig) -> TextJob:
         label_sets=tuple(used.values()),
         evaluation_stream=_evaluation_stream(config, training, view=view, labels_are=f"label set {next(iter(used))!r}"),
     )
-
-
-def _open_label_sets(config: ExperimentConfig, training: TrainingConfig, *, cache: Cache) -> dict[str, LabelSet]:
-    """Return the label sets of an experiment by the names of their targets.
-
-    Raises:
-        ConfigError: a name for a target that the experiment does not have.
-        MismatchError: the cache holds none of that name.
-    """
-    assert isinstance(training.targets, CachedTargetsConfig)
-    known = config.named_targets
-    names = config.label_set_names
-    if training.targets.label_sets is not None:
-        names = dict(training.targets.label_sets)
-    elif training.targets.label_set is not None:
-        if config.targets is not None:
-            raise ConfigError(
-                f"training.targets.label_set names one label set, and the experiment has targets {', '.join(known)}; name one "
-                "for each in training.targets.label_sets"
-            )
-        names = dict.fromkeys(known, training.targets.label_set)
-    return {target: LabelSet.open(cache, name_or_id=name) for target, name in names.items()}
-
-
-def _wants_means(training: TrainingConfig) -> bool:
-    if training.terms is None:
-        return training.loss.rest == "mean"
-    return any(getattr(term, "rest", None) == "mean" for term in training.terms)
 
 
 def _wants_head(training: TrainingConfig) -> bool:

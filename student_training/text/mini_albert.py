@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from storage.config.students import MiniAlbertStudentConfig
-from student_training.text.interface import StudentShape, TextOutput, TextStudent, Wants, mean_of_tokens
+from student_training.terms.interface import StudentOutput, StudentShape, Wants, mean_of_tokens
+from student_training.text.interface import TextStudent
 
 
 class Adapter(nn.Module):
@@ -94,7 +95,7 @@ class MiniAlbertStudent(TextStudent):
             embedding_width=width,
         )
 
-    def forward(self, input_ids: Tensor, *, attention_mask: Tensor, wants: Wants | None = None) -> TextOutput:
+    def forward(self, input_ids: Tensor, *, attention_mask: Tensor, wants: Wants | None = None) -> StudentOutput:
         """Return what is wanted of padded sequences; padding changes nothing.
 
         Args:
@@ -117,7 +118,7 @@ class MiniAlbertStudent(TextStudent):
             embedding = torch.tanh(self.transform(states[-1][:, 0]))
         elif wants.embedding:
             embedding = mean_of_tokens(states[-1], attention_mask=attention_mask)
-        return TextOutput(
+        return StudentOutput(
             logits=self._logits(states[-1], embedding=embedding, wants=wants) if wants.logits else None,
             hidden_states=tuple(states) if wants.hidden_states else (),
             vectors={name: vectors[name] for name in wants.vectors},

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from storage.specs import SoftLabelsSpec
-from student_training.text.interface import Positions, TextBatch, TextOutput
-
-RowSet = Literal["view", "masked", "all", "next"]
-"""One row a sequence; masked tokens; all tokens; tokens that have a next one."""
+from student_training.terms.interface import Positions
+from student_training.terms.rows import Outputs, RowSet
+from student_training.text.interface import TextBatch
 
 
 def union_of(row_sets: Iterable[RowSet]) -> RowSet | None:
@@ -41,7 +39,7 @@ def positions_of(batch: TextBatch, *, row_set: RowSet) -> Positions | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outputs:
+class TextOutputs(Outputs):
     """A student's output for a batch, with its logits by sets of rows.
 
     Attributes:
@@ -50,7 +48,6 @@ class Outputs:
         computed: rows that logits were computed at; None: nowhere.
     """
 
-    student: TextOutput
     batch: TextBatch
     computed: RowSet | None
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from storage.config.students import BiLstmStudentConfig, TextCnnStudentConfig
-from student_training.text.interface import StudentShape, TextOutput, TextStudent, Wants
+from student_training.terms.interface import StudentOutput, StudentShape, Wants
+from student_training.text.interface import TextStudent
 
 
 class _SmallClassifier(TextStudent):
@@ -26,7 +27,7 @@ class _SmallClassifier(TextStudent):
         """Return [B, E] of sequences [B, L]."""
         raise NotImplementedError
 
-    def forward(self, input_ids: Tensor, *, attention_mask: Tensor, wants: Wants | None = None) -> TextOutput:
+    def forward(self, input_ids: Tensor, *, attention_mask: Tensor, wants: Wants | None = None) -> StudentOutput:
         """Return logits and embeddings of padded sequences; padding changes nothing.
 
         Args:
@@ -37,7 +38,7 @@ class _SmallClassifier(TextStudent):
         wants = Wants() if wants is None else wants
         features = self.features(input_ids, attention_mask=attention_mask)
         logits = self.classifier(self.dropout(features)) if wants.logits else None
-        return TextOutput(logits=logits, embedding=features if wants.embedding else None)
+        return StudentOutput(logits=logits, embedding=features if wants.embedding else None)
 
 
 class BiLstmStudent(_SmallClassifier):

@@ -26,7 +26,8 @@ from storage.config.students import (
 from storage.errors import ConfigError
 from storage.naming import did_you_mean
 from student_training.quantization import quantize_for_training
-from student_training.text.interface import Positions, TextStudent, Wants
+from student_training.terms.interface import Positions, Wants
+from student_training.text.interface import TextStudent
 from student_training.text.layer_initialisation import start_from_layers
 from student_training.text.mini_albert import MiniAlbertStudent
 from student_training.text.small_students import BiLstmStudent, TextCnnStudent

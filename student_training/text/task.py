@@ -13,11 +13,13 @@ from transformers.utils.logging import disable_progress_bar
 from storage.errors import ConfigError
 from storage.specs import MaskedTokensView
 from student_training.task import Figures
+from student_training.terms.interface import StudentShape
+from student_training.terms.learner import learn
 from student_training.text.collate import TextCollate
 from student_training.text.evaluation import TextEvaluator
-from student_training.text.interface import Learner, StudentShape, TextBatch
+from student_training.text.interface import TextBatch
 from student_training.text.job import TextJob
-from student_training.text.objective import make_learner
+from student_training.text.objective import TextLearner, make_learner
 from student_training.text.student_export import export_text_student
 from student_training.text.students import create_text_student
 from student_training.text.term_building import terms_of
@@ -35,7 +37,7 @@ class TextTask:
     """
 
     job: TextJob
-    module: Learner
+    module: TextLearner
     collate: TextCollate
     evaluator: TextEvaluator | None
     samples: Literal["images", "sequences"] = "sequences"
@@ -55,23 +57,17 @@ class TextTask:
     def losses(self, module: nn.Module, batch: TextBatch, *, num_rows: float, accelerator: Accelerator) -> dict[str, Tensor]:
         """Return the losses of a batch: of several processes, divided by what a process has on average."""
         del num_rows
-        on_device = batch.to(accelerator.device)
-        counts: Tensor | None = None
-        if accelerator.num_processes > 1:
-            learner: Learner = accelerator.unwrap_model(module)
-            counts = accelerator.reduce(learner.counts(on_device), reduction="mean")
-        found: dict[str, Tensor] = module(on_device, counts=counts)
-        return found
+        return learn(module, batch.to(accelerator.device), accelerator=accelerator)
 
     def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Figures:
         """Return accuracy or perplexity on the evaluation source."""
         assert self.evaluator is not None
-        assert isinstance(module, Learner)
+        assert isinstance(module, TextLearner)
         return self.evaluator.run(module.student, accelerator=accelerator)
 
     def export(self, module: nn.Module, *, folder: Path, weights: Literal["trained", "ema"]) -> None:
         """Write the student as others load it; what only the loss needs stays behind."""
-        assert isinstance(module, Learner)
+        assert isinstance(module, TextLearner)
         # transformers would show a bar of its own, terminal or not.
         disable_progress_bar()  # type: ignore[no-untyped-call]
         export_text_student(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from student_training.terms.interface import Positions, StudentOutput, StudentShape, Wants, mean_of_tokens
 from student_training.text.attention_capture import ATTENTION, capturing
-from student_training.text.interface import Positions, StudentShape, TextOutput, TextStudent, Wants, mean_of_tokens
+from student_training.text.interface import TextStudent
 
 StudentKind = Literal["masked_lm", "causal_lm", "sequence_classifier"]
 
@@ -45,7 +46,7 @@ class TransformersStudent(TextStudent):
             causal=is_causal(network),
         )
 
-    def forward(self, input_ids: Tensor, *, attention_mask: Tensor, wants: Wants | None = None) -> TextOutput:
+    def forward(self, input_ids: Tensor, *, attention_mask: Tensor, wants: Wants | None = None) -> StudentOutput:
         """Return what is wanted of padded sequences; padding changes nothing.
 
         Args:
@@ -82,7 +83,7 @@ class TransformersStudent(TextStudent):
             embedding = _last_read(seen[0], attention_mask=attention_mask)
         elif wants.embedding:
             embedding = mean_of_tokens(output.hidden_states[-1], attention_mask=attention_mask)
-        return TextOutput(
+        return StudentOutput(
             logits=self._logits(output.logits, positions=wants.positions) if wants.logits else None,
             hidden_states=tuple(output.hidden_states) if wants.hidden_states else (),
             vectors={name: _vector(layers, name=name) for name in wants.vectors},

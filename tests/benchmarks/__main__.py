@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from tests.benchmarks import bytes as bytes_benchmark
-from tests.benchmarks import features, labelling, memory, reading, sampling, text_bytes, text_labelling, training, truth
+from tests.benchmarks import driver, features, labelling, memory, reading, sampling, text_bytes, text_labelling, training, truth
 from tests.benchmarks.command import run_command, run_observed
 from tests.benchmarks.report import Report, goal_rows, markdown_table, to_markdown
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "text_bytes": text_bytes.run,
     "sampling": sampling.run,
     "features": features.run,
+    "driver": driver.run,
 }
 
 _PAGE = """\

@@ -21,6 +21,7 @@ EXPECTED_GOALS = {
     "text_bytes": 13,
     "sampling": 6,
     "features": 6,
+    "driver": 3,
 }
 EXPECTED_ROWS = {
     "bytes": {
@@ -60,6 +61,7 @@ EXPECTED_ROWS = {
     "memory": {"decant label, 160 rows", "reading an epoch, 80 rows"},
     "truth": {"all classes, in float32", "top-10, read, against densified"},
     "features": {"decant float16", "decant int8", "decant int8, groups of 64", "float16, .npy", "float16, safetensors"},
+    "driver": {"plan", "planning and building", "nothing", "half, of a killed run"},
 }
 
 
@@ -106,7 +108,7 @@ def test_features():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["labelling", "training", "memory"])
+@pytest.mark.parametrize("name", ["labelling", "training", "memory", "driver"])
 def test_commands(name):
     check(run_benchmark(name, quick=True))
 

@@ -12,8 +12,8 @@ import pytest
 from apache_beam.internal import pickler
 from apache_beam.runners.portability.stager import Stager
 
+from pipelines.engine import pipeline_options
 from pipelines.request import resolve_request
-from pipelines.runner import pipeline_options
 from pipelines.teacher_memo import TeacherFacts
 from pipelines.transforms import LabelUnits, shared_teacher
 from storage.cache import Cache
@@ -32,7 +32,7 @@ for name in ("pipelines.transforms", "storage.label_set", "student_training.trai
     assert pathlib.Path(module.__file__).resolve().is_relative_to(site), module.__file__
 
 from apache_beam.internal import pickler
-from pipelines.transforms import task_from_json
+from pipelines.task_files import task_from_json
 
 label_units = pickler.loads(pathlib.Path(sys.argv[2]).read_bytes())
 label_units.setup()
@@ -67,8 +67,10 @@ def test_a_worker_that_has_only_the_shipped_package_can_label(tmp_path, monkeypa
 
     config = config_of(experiment(cache=tmp_path / "cache", source=folder_source(pictures), teacher=timm_teacher(checkpoint)))
     request = resolve_request(config, facts=TeacherFacts.of(shared_teacher(config.teacher)))
+    cache = Cache.at(config.cache)
+    cache.add_request(request)
     label_units = LabelUnits(
-        cache=Cache.at(config.cache),
+        cache=cache,
         run="runs/r",
         requests={request.fingerprint(): request},
         teacher=config.teacher,

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from pipelines import audit as auditing
 from pipelines import transforms
-from pipelines.audit import audit, default_threshold
+from pipelines.audit import audit
 from pipelines.audit_sample import choose_places, stored_rows
+from pipelines.audit_teacher import default_threshold
 from pipelines.label import plan_run, run_label
 from pipelines.teachers.base import Teacher
 from storage.cache import Cache
@@ -223,7 +224,7 @@ def test_labels_that_moved_by_one_sample_fail(labelled, monkeypatch):
 
     def shifted(label_set, **options):
         rows = list(original(label_set, **options))
-        return [replace(row, soft_labels=rows[number - 1].soft_labels) for number, row in enumerate(rows)]
+        return [replace(row, values=rows[number - 1].values) for number, row in enumerate(rows)]
 
     monkeypatch.setattr(auditing, "stored_rows", shifted)
     found = audit(labelled, num_rows=48, progress=False)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.plan import make_plan, view_ranges
+from pipelines.plan import make_plan
+from pipelines.tiling import view_ranges
 from storage.cache import Cache
 from storage.codecs import RankedLabels
 from storage.parts import PartStatistics, PartWriter

@@ -103,3 +103,11 @@ def test_the_same_classes_in_another_order_are_refused():
     names = ("a", "c", "b")
     with pytest.raises(ConfigError, match="class 1 is 'b' in the source and 'c' in the teacher. Give source.classes in the"):
         check_classes(facts(num_classes=3, class_names=names), source_classes=("a", "b", "c"))
+
+
+def test_dense_labels_of_more_classes_than_a_block_holds_are_refused_with_their_key():
+    assert request(num_classes=838_860, target={"k": None, "codec": {"kind": "dense"}}).target.num_classes == 838_860
+    with pytest.raises(
+        ConfigError, match=r"^target\.codec\.kind: dense keeps 900,000 probabilities .* choose threshold or sampled"
+    ):
+        request(num_classes=900_000, target={"k": None, "codec": {"kind": "dense"}})

@@ -355,7 +355,7 @@ def test_a_kill_in_between_leaves_one_whole_part(tmp_path, monkeypatch, moment):
             raise Gone
 
         with monkeypatch.context() as patched:
-            patched.setattr("pipelines.label.commit_label_set", gone)
+            patched.setattr("pipelines.committing.commit_label_set", gone)
             with pytest.raises(Gone):
                 label(config, retry=True)
     # What was there is there, whole, for readers that have it open and for those that open it now.

@@ -12,12 +12,13 @@ from apache_beam.internal import pickler
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import transforms
+from pipelines.engine import make_pipeline, pipeline_options
 from pipelines.label_unit import LabelTask
 from pipelines.plan import make_plan
 from pipelines.request import resolve_request
-from pipelines.runner import make_pipeline, pipeline_options
+from pipelines.task_files import task_from_json, task_to_json
 from pipelines.teacher_memo import TeacherFacts
-from pipelines.transforms import LabelTasks, LabelUnits, ReadTasks, shared_teacher, task_from_json, task_to_json
+from pipelines.transforms import LabelTasks, LabelUnits, ReadTasks, shared_teacher
 from storage.cache import Cache
 from storage.errors import MismatchError
 from storage.sources import SourceUnit, index_source, open_source
@@ -125,7 +126,7 @@ def test_every_task_becomes_a_committed_part_and_is_counted(tmp_path):
     run = Run(tmp_path)
     result = run.start(expected=[task.part.name for task in run.tasks])
     assert all(run.cache.find_part(task.part) is not None for task in run.tasks)
-    assert counters(result) == {"units_labelled": 3, "rows": 12, "dead_letters": 0}
+    assert counters(result) == {"units_committed": 3, "rows": 12, "dead_letters": 0}
     times = [entry for name in run.cache.store.names("runs/r/times") for entry in json.loads(run.cache.store.read(name))]
     assert sorted(entry["part"] for entry in times) == sorted(task.part.name for task in run.tasks)
     assert all(0 < entry["teacher_seconds"] < entry["seconds"] for entry in times)
@@ -189,4 +190,4 @@ def test_dead_letters_are_counted(tmp_path):
     (pictures / "red" / "001.png").write_bytes(plain(RAISE_COLOUR))
     (pictures / "red" / "002.png").write_bytes(b"no picture")
     run = Run(tmp_path, pictures=pictures)
-    assert counters(run.start()) == {"units_labelled": 3, "rows": 10, "dead_letters": 2}
+    assert counters(run.start()) == {"units_committed": 3, "rows": 10, "dead_letters": 2}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import decant
 import pipelines.describe
+import pipelines.engine
 import pipelines.label
-import pipelines.runner
 import tests.pipelines.networks
 import tests.reliability.teachers
 
-IMPORTED = (pipelines.describe, pipelines.label, pipelines.runner, tests.pipelines.networks, tests.reliability.teachers)
+IMPORTED = (pipelines.describe, pipelines.label, pipelines.engine, tests.pipelines.networks, tests.reliability.teachers)
 
 
 def output_files(prefix: str) -> tuple[Path, Path]:

@@ -20,11 +20,11 @@ def label(config: str) -> dict[str, Any]:
     started = time.perf_counter()
     import decant
     import pipelines.describe
+    import pipelines.engine
     import pipelines.label
-    import pipelines.runner
     import pipelines.teachers
 
-    pipelines.runner.pipeline_options([])
+    pipelines.engine.pipeline_options([])
     import_seconds = time.perf_counter() - started
     loads = 0
 

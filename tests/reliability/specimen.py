@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.engine import pipeline_options
 from pipelines.label import plan_run, run_label
-from pipelines.runner import pipeline_options
 from storage.cache import Cache
 from storage.catalogue import verify_label_sets
 from storage.config import ExperimentConfig

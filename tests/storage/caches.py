@@ -99,6 +99,7 @@ class Labeller:
     Attributes:
         dead: (key, view) of dead letters; view None: the sample could not be read.
         rows_per_block: samples of one block.
+        seen_as: request whose rows have the same digests of views; None: no other.
     """
 
     cache: Cache
@@ -106,6 +107,7 @@ class Labeller:
     request: RequestSpec
     dead: frozenset = frozenset()
     rows_per_block: int = 4
+    seen_as: RequestSpec | None = None
     provenance: dict = field(default_factory=lambda: {"made": "by hand"})
 
     def make_part(self, indexed: IndexedUnit, *, first_view: int, num_views: int) -> tuple[bytes, PartRecord]:
@@ -132,7 +134,9 @@ class Labeller:
                     view=view,
                     first_sample=first,
                     present=np.array([key in alive for key in keys]),
-                    view_digests=np.array([row_seed(self.request, key, view) | 1 for key in keys], dtype=np.uint64),
+                    view_digests=np.array(
+                        [row_seed(self.seen_as or self.request, key, view) | 1 for key in keys], dtype=np.uint64
+                    ),
                 )
                 sums += dense_selection(stacked, num_classes=NUM_CLASSES).sum(axis=0)
                 num_rows += len(rows)

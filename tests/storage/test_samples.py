@@ -38,6 +38,12 @@ def test_labels_that_would_come_back_as_others_are_not_written(label):
         encode_samples(table_of([("a", 0), ("b", label), ("c", 1)]))
 
 
+def test_more_samples_than_a_reader_takes_are_not_written(monkeypatch):
+    monkeypatch.setattr("storage.samples.MAX_UNIT_SAMPLES", 2)
+    with pytest.raises(FormatError, match="3 samples of a unit, at most 2 fit in a part"):
+        encode_samples(table_of([("a", 0), ("b", 0), ("c", 1)]))
+
+
 def test_keys_that_would_come_back_as_two_are_not_written():
     with pytest.raises(FormatError, match="zero byte"):
         encode_samples(table_of([("a\0b", 0)]))

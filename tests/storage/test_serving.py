@@ -8,7 +8,7 @@ import pytest
 
 from storage.config import ExperimentConfig
 from storage.errors import MismatchError
-from storage.serving import served_target
+from storage.serving import served_picture_target, served_target
 from storage.specs import CompactCodec, SoftLabelsSpec
 from tests.storage.caches import make_labeller, make_request
 
@@ -109,3 +109,25 @@ def test_evaluation_views_and_random_views_do_not_serve_each_other(label_set, tm
     asked = problems(evaluated, views={**VIEWS, "count": 1})
     assert asked[0] == "views.kind: the config asks for 'random_resized_crop', the label set holds 'evaluation'"
     assert "views.scale: the config asks for (0.08, 1.0), the label set holds None" in asked
+
+
+def test_targets_of_any_kind(label_set):
+    """By name, narrowed; what is of another kind, or of other views, is refused."""
+    stored = label_set.manifest.request.target
+
+    def experiment(*, views=VIEWS, **targets):
+        return ExperimentConfig.model_validate_json(json.dumps({"name": "test", "views": views, "targets": targets}))
+
+    def served(config, *, name="labels", sections=None):
+        return served_picture_target(label_set, config=config, name=name, sections=sections)
+
+    assert served(experiment(labels=TARGET)) == stored
+    assert served(experiment(labels={**TARGET, "k": 2})).k == 2
+    assert served(experiment(labels=TARGET), name="not there") == stored
+    with pytest.raises(
+        MismatchError, match="targets.labels: the label set cannot serve the config's: it holds soft_labels, not emb"
+    ):
+        served(experiment(labels={"kind": "embeddings"}))
+    with pytest.raises(MismatchError, match="views.seed: the config asks for 1, the label set holds 0"):
+        served(experiment(views={**VIEWS, "seed": 1}, labels=TARGET))
+    assert served(experiment(views={**VIEWS, "seed": 1}, labels={"kind": "embeddings"}), sections=set()) == stored

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.alignment import rows_per_sample
+from storage.block_bounds import MAX_BLOCK_SAMPLES
 from storage.block_fields import DIGEST_STRIDE
 from storage.blocks import encode_block
 from storage.codecs import values as value_codecs
 from storage.errors import FormatError
 from storage.features import FeatureRows
 from storage.soft_labels import SoftLabels
-from storage.target_blocks import MAX_BLOCK_SAMPLES, block_samples, decode_target_block, encode_target_block
+from storage.target_blocks import decode_target_block, encode_target_block
 from tests.storage.targets import OF_PICTURES, TARGETS, VOCABULARY, make_tokens, make_values, take_values, tokens_as_lists
 from tests.storage.test_label_blocks import reheaded, restreamed
 
@@ -367,24 +368,3 @@ def test_counts_that_lie_allocate_nothing(name):
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "max_tokens", "expected"),
-    [
-        (0, 128, 1),
-        (1, 128, 1),
-        (62, 128, 62),
-        (63, 128, 32),
-        (1000, 128, 59),
-        (10, 8000, 1),
-        (10, 65535, 1),
-        (9000, 1, 4500),
-        (8000, 1, 8000),
-    ],
-)
-def test_blocks_cover_even_shares_of_at_most_so_many_tokens(num_samples, max_tokens, expected):
-    found = block_samples(num_samples=num_samples, max_tokens=max_tokens)
-    assert found == expected
-    assert found == 1 or found * max_tokens <= 8000
-    assert found <= MAX_BLOCK_SAMPLES

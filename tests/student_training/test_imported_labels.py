@@ -39,7 +39,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, **sections):
+def run(folder, *, terms=None, **sections):
     threads = torch.get_num_threads()
     said = []
     data = {
@@ -54,6 +54,7 @@ def run(folder, **sections):
             "batch_size": 4,
             "torch_threads": 1,
             "device": "cpu",
+            "terms": terms,
         },
         **sections,
     }
@@ -63,17 +64,22 @@ def run(folder, **sections):
         torch.set_num_threads(threads)
 
 
+TERMS = [{"kind": "soft_labels", "rest": "mean"}, {"kind": "hard_label", "weight": 0.1}]
+
+
+@pytest.mark.parametrize("terms", [None, TERMS], ids=["loss", "terms"])
 @pytest.mark.parametrize("views", [{}, {"views": {"kind": "random_resized_crop", "count": 2}}])
-def test_views_that_nobody_can_render_are_refused(folder, views):
+def test_views_that_nobody_can_render_are_refused(folder, views, terms):
     with pytest.raises(
         MismatchError, match=r"views: the labels were imported \(tinyvit\) .* cannot be rendered here. Say views: {kind: eval"
     ):
-        run(folder, **views)
+        run(folder, terms=terms, **views)
     assert not (folder / "run").exists()
 
 
-def test_a_student_trains_with_a_fixed_view_when_the_config_says_so(folder):
-    result, said = run(folder, views={"kind": "evaluation"})
+@pytest.mark.parametrize("terms", [None, TERMS], ids=["loss", "terms"])
+def test_a_student_trains_with_a_fixed_view_when_the_config_says_so(folder, terms):
+    result, said = run(folder, terms=terms, views={"kind": "evaluation"})
     assert result["steps"] == 6
     assert result["teacher_passes"] == 0
     assert (

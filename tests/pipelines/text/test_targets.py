@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from storage.errors import ConfigError, SourceError
 from tests.pipelines.text.labels import MASKS, TOKENS, Bench, forward
 from tests.pipelines.text.models import documents, save_model
 
@@ -131,3 +132,27 @@ def test_a_classifier_gives_one_row_a_sequence_and_what_its_head_reads(tmp_path,
         close(head(torch.from_numpy(embeddings[key].astype(np.float32))).detach().numpy(), logits)
     statistics = parts["labels"].record.statistics
     assert (statistics.num_rows, statistics.num_positions, statistics.num_labelled_rows) == (len(TEXTS), 0, len(TEXTS))
+
+
+def test_targets_that_no_block_holds_are_refused_before_work_with_their_keys(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "bert", "bert")
+    targets = {"labels": {"codec": {"kind": "dense"}, "positions": "all"}}
+    options = {"kind": "masked_lm", "texts": ["ka"], "views": TOKENS}
+    num_classes = Bench(folder, **options, targets=targets).requests["labels"].soft_labels.num_classes
+    monkeypatch.setattr("storage.block_limits.MAX_VALUES", 8000 * num_classes - 1)
+    with pytest.raises(ConfigError, match=r"^targets\.labels\.codec\.kind: dense keeps .* each of up to 8,000 rows of a block"):
+        Bench(folder, **options, targets=targets)
+    monkeypatch.setattr("storage.block_limits.MAX_STREAM_BYTES", 8000)
+    with pytest.raises(ConfigError, match=r"^targets\.states\.kind: hidden_states of .* lower views\.length"):
+        Bench(folder, **options, targets={"states": {"kind": "hidden_states", "layers": [1]}})
+
+
+def test_a_unit_that_becomes_more_sequences_than_a_part_holds_is_refused_before_the_teacher_runs(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "bert", "bert")
+    bench = Bench(
+        folder, kind="masked_lm", texts=["ka lo"] * 4, views=TOKENS, targets={"x": {"kind": "hidden_states", "layers": [1]}}
+    )
+    monkeypatch.setattr("pipelines.text.labelling.MAX_UNIT_SAMPLES", 3)
+    monkeypatch.setattr(type(bench.teacher), "run", None)
+    with pytest.raises(SourceError, match="the 4 documents of unit .* become 4 sequences, a part holds at most 3"):
+        bench.label()

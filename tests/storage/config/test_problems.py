@@ -160,6 +160,10 @@ CASES = {
         {"name": "x", "target": {"k": 3, "codec": {"kind": "sampled"}}},
         "target: k: 3 with codec.kind sampled, which decides itself what is kept; leave k out",
     ),
+    "more tensors than a block holds": (
+        {"name": "x", "target": {"kind": "attention", "layers": list(range(1, 35))}},
+        "target: 34 layers with 3 vectors each are more than the 100 tensors that a block holds; name fewer",
+    ),
     "layers out of order": (
         {"name": "x", "target": {"kind": "hidden_states", "layers": [3, 1, 3]}},
         "target: layers [3, 1, 3] must ascend, each once; write [1, 3]",

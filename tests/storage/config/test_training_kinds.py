@@ -78,9 +78,9 @@ PROBLEMS = {
         "training: targets.smoothing stands beside terms",
     ),
     "pixels of texts": ({"preprocessing": {"size": [32, 32]}}, "training: preprocessing is of pictures; a bilstm student reads"),
-    "terms of pictures": (
-        {"sections": PICTURES, "student": {"name": "vit"}, "terms": [TERM]},
-        "training: terms are of texts; the loss of a network of pictures",
+    "terms of a live teacher": (
+        {"sections": PICTURES, "student": {"name": "vit"}, "terms": [TERM], "targets": {"kind": "live"}},
+        "training: terms are of cached targets and hard labels; with targets.kind: live the loss is what loss says",
     ),
 }
 

@@ -48,7 +48,7 @@ def read_all(stream, *, epoch=0):
 
 @pytest.mark.parametrize("views", VIEWS)
 def test_a_stream_equals_labels_of_the_same_source(tmp_path, bert, views, monkeypatch):
-    monkeypatch.setattr("storage.target_blocks._BLOCK_TOKENS", 120)
+    monkeypatch.setattr("storage.block_bounds.BLOCK_TOKENS", 120)
     texts = [*documents(40), b"\xff broken", "", *documents(9, longest=60)]
     targets = {"embeddings": {"kind": "hidden_states", "layers": [1], "tokens": "mean"}}
     bench = Bench(bert, kind="masked_lm", texts=texts, views=views, targets=targets)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as datetimes
-import json
 import time
 from dataclasses import replace
 
 from storage.cache import Cache
+from storage.errors import SourceError
 from storage.filesystem import Store
+from storage.label_runs.folder import PartsTable, RunFolder
 from storage.label_set import LabelSet
 from storage.sources import index_source
 from storage.upkeep.collector import Collector
@@ -16,6 +17,7 @@ from storage.upkeep.garbage import collect_garbage
 from storage.upkeep.sweep import EMPTY_REQUESTS, OLD_RUNS, OLD_TABLES, PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS
 from storage.verify import verify
 from tests.storage.caches import make_request
+from tests.storage.label_runs.made import info_of
 
 NOW = {"grace_hours": 0, "untagged_days": 0}
 OLD = "20200101-000000-0123abcd"
@@ -48,6 +50,18 @@ def assert_whole(url, *label_sets):
         assert verify(LabelSet.open_id(cache, label_set=label_set.manifest.id)).problems == ()
 
 
+def write_run(labeller, name, *, parts, failed=()):
+    """The folder of a run that was to make some parts; returns its path."""
+    table = PartsTable()
+    for part in parts:
+        table.add(request=part.request, part=part.name, num_rows=7, replaces=None)
+    folder = RunFolder(store=labeller.cache.store, name=name)
+    folder.write(info_of(labeller, parts=parts, rows=[7] * len(parts), run=name), parts=table.finish())
+    for part in failed:
+        folder.report(part.name, SourceError("gone"), fatal=False)
+    return folder.path
+
+
 def litter(labeller):
     """Leave behind one of everything; returns the names by kind."""
     cache, store = labeller.cache, labeller.cache.store
@@ -67,7 +81,7 @@ def litter(labeller):
         UNUSED_PARTS: [cache.record_name(record.part), cache.tar_name(record)],
         STRAY_TARS: [cache.tar_name(other), cache.tar_name(lone)],
         OLD_TABLES: [f"label_sets/{label_set}/parts-{'0' * 16}.parquet", f"label_sets/{label_set}/class_means-{'0' * 16}.block"],
-        OLD_RUNS: [f"runs/{OLD}/tasks/000000.json", f"runs/{OLD}/times/12.json"],
+        OLD_RUNS: [f"runs/{OLD}/{name}" for name in ("parts.parquet", "run.json", "tasks/000000.json", "times/12.json")],
         PARTIAL_FILES: [
             f"requests/{labeller.request.fingerprint()}/.{'ab' * 16}.partial",
             f"label_sets/{label_set}/.{'ab' * 16}.partial",
@@ -78,9 +92,9 @@ def litter(labeller):
             f".probe-{'ab' * 16}",
         ],
     }
-    for name in [*found[OLD_TABLES], *found[OLD_RUNS][1:], *found[PARTIAL_FILES]]:
+    for name in [*found[OLD_TABLES], *found[OLD_RUNS][2:], *found[PARTIAL_FILES]]:
         store.write(name, b"left")
-    store.write(found[OLD_RUNS][0], json.dumps([{"part": record.part.to_json()}]).encode())
+    write_run(labeller, OLD, parts=[record.part])
     # Not ours, or not garbage.
     for name in (
         "README.md",

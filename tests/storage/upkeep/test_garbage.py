@@ -18,10 +18,11 @@ from storage.sources import index_source
 from storage.specs import PartSpec
 from storage.upkeep import sweep
 from storage.upkeep.garbage import collect_garbage
+from storage.upkeep.leases import leave_hold, release_hold
 from storage.upkeep.sweep import EMPTY_REQUESTS, LABEL_SETS, MEMOS, OLD_RUNS, PARTIAL_FILES, STRAY_TARS, UNUSED_PARTS
 from storage.upkeep.tags import set_tag
 from tests.storage.caches import make_labeller, make_request, read_tree
-from tests.storage.upkeep.litter import OLD, assert_whole, collect, counts, litter
+from tests.storage.upkeep.litter import OLD, assert_whole, collect, collector, counts, litter, write_run
 
 
 @pytest.fixture
@@ -271,24 +272,44 @@ def test_finished_runs_go_and_others_when_they_are_old(labeller, url):
     undone = PartSpec(request=labeller.request.fingerprint(), unit_digest="0" * 64, first_view=0, num_views=2)
 
     def run(number, *parts, failed=()):
-        folder = f"runs/20200101-000000-{number:08x}"
-        store.write(f"{folder}/tasks/000000.json", json.dumps([{"part": part.to_json()} for part in parts]).encode())
-        for part in failed:
-            store.write(f"{folder}/errors/{part.name}.json", b"{}")
-        return folder
+        return write_run(labeller, f"20200101-000000-{number:08x}", parts=parts, failed=failed)
 
-    finished = [run(1, done), run(2, done, undone, failed=[undone]), run(3)]
-    unfinished = [run(4, done, undone), run(5, undone)]
-    store.write(f"{unfinished[1]}/tasks/000001.json", b"damaged")
+    finished = [run(1, done), run(2, done, undone, failed=[undone]), run(3), run(4, undone)]
+    store.remove(f"{finished[3]}/parts.parquet")  # gc was killed while it removed this one
+    unfinished = [run(5, done, undone), run(6, done), run(7, done), f"runs/{OLD}"]
+    store.write(f"{unfinished[1]}/parts.parquet", b"damaged")
+    store.write(f"{unfinished[2]}/run.json", b"damaged")
+    store.write(f"runs/{OLD}/tasks/000000.json", b"[]")  # killed before it started
     found = collect(url, delete=True, untagged_days=30)
-    assert counts(found) == {OLD_RUNS: 4}
-    assert found["num_unfinished_runs"] == 2
-    assert "2 runs that did not finish, until they are 30 days old" in found["text"]
-    left = {name.rsplit("/", 2)[0] for name in store.names("runs")}
+    assert counts(found) == {OLD_RUNS: 8}
+    assert found["num_unfinished_runs"] == 4
+    assert "4 runs that did not finish, until they are 30 days old" in found["text"]
+    left = {"/".join(name.split("/")[:2]) for name in store.names("runs")}
     assert left == set(unfinished)
-    assert not left & set(finished)
-    assert counts(collect(url, delete=True)) == {OLD_RUNS: 3}
+    assert counts(collect(url, delete=True)) == {OLD_RUNS: 7}
     assert_whole(url, label_set)
+
+
+def test_a_run_that_goes_on_stays_whatever_its_age(labeller, url):
+    # A detached one: nobody but its workers says that it lives.
+    part = PartSpec(request="ab" * 32, unit_digest="0" * 64, first_view=0, num_views=2)
+    folder = write_run(labeller, OLD, parts=[part])
+    leave_hold(labeller.cache, run=OLD, requests=["ab" * 32])
+    found = collect(url, delete=True)
+    assert (counts(found), found["num_held_runs"], found["num_unfinished_runs"]) == ({}, 1, 0)
+    assert f"kept: 1 runs that go on; decant cache watch {url} --list says how far they are" in found["text"]
+    gc = collector(url)
+    release_hold(labeller.cache.store, run=OLD)
+    gc.sweep.held_runs = frozenset()
+    garbage = list(gc.find())
+    assert [one.kind for one in garbage] == [OLD_RUNS]
+    # The last files to go are those that say what it was.
+    assert [file.name for file in garbage[0].files][-2:] == [f"{folder}/parts.parquet", f"{folder}/run.json"]
+    leave_hold(labeller.cache, run=OLD, requests=["ab" * 32])  # submitted again in between
+    assert gc.remove(garbage) == []
+    release_hold(labeller.cache.store, run=OLD)
+    assert counts(collect(url, delete=True)) == {OLD_RUNS: 2}
+    assert labeller.cache.store.names("runs") == []
 
 
 def test_memos_stay_unless_asked(labeller, url):

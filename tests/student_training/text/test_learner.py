@@ -16,7 +16,7 @@ from student_training.heads import HeadModule
 from student_training.losses.dense import dense_kl
 from student_training.losses.soft_labels import densify
 from student_training.objective import SparseTargets
-from student_training.text.interface import FeatureTargets, Wants
+from student_training.terms.interface import FeatureTargets, Wants
 from student_training.text.objective import make_learner
 from tests.student_training.text.text_batches import (
     CLASSES,

@@ -13,7 +13,7 @@ from storage.config.students import MiniAlbertStudentConfig, TransformersStudent
 from storage.heads import FrozenHead, HeadSpec, Linear
 from storage.specs import AttentionSpec, HiddenStatesSpec, SoftLabelsSpec
 from student_training.heads import HeadModule
-from student_training.text.interface import StudentShape
+from student_training.terms.interface import StudentShape
 from student_training.text.term_building import build_terms, terms_of
 from tests.student_training.text.text_batches import MASKED, TOKENS
 

@@ -13,7 +13,7 @@ from storage.errors import ConfigError
 from storage.heads import FrozenHead, HeadSpec, Linear
 from storage.specs import ExactCodec, SoftLabelsSpec
 from student_training.heads import HeadModule
-from student_training.text.interface import StudentShape
+from student_training.terms.interface import StudentShape
 from student_training.text.term_building import build_terms, terms_of
 from tests.student_training.text.text_batches import CLASSES, MASKED, SPECS, TOKENS, VOCABULARY, make_terms
 

@@ -16,8 +16,9 @@ from storage.streams.text_stream import TextLabelStream
 from storage.text.token_rows import offsets_of
 from student_training.data import BatchDataset, Share, load_batches
 from student_training.plan import plan_training
-from student_training.text.collate import TextCollate, later_of_pairs, to_target_rows
-from student_training.text.interface import Wants
+from student_training.terms.interface import Wants
+from student_training.terms.target_rows import later_of_pairs, to_target_rows
+from student_training.text.collate import TextCollate
 from student_training.text.rows import positions_of
 from tests.storage.text_caches import (
     HIDDEN,
@@ -178,7 +179,9 @@ def target_rows(spec, *, documents, counts):
     tokens = tokens_of(documents, view=MASKED, view_index=0)
     names = spec.tensors if not isinstance(spec, SoftLabelsSpec) else {}
     values = FeatureRows(tensors={name: np.zeros((sum(counts), width), dtype=np.float32) for name, width in names.items()})
-    return to_target_rows(AlignedRows(target=spec, offsets=offsets_of(np.array(counts)), values=values), tokens=tokens)
+    return to_target_rows(
+        AlignedRows(target=spec, offsets=offsets_of(np.array(counts)), values=values), masked_positions=tokens.masks.positions
+    )
 
 
 def test_rows_know_their_tokens():

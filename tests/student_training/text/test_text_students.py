@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from storage.errors import ConfigError, CorruptError
-from student_training.text.interface import Positions, Wants
+from student_training.terms.interface import Positions, Wants
 from student_training.text.student_export import export_text_student, load_text_student
 from student_training.text.students import create_text_student
 from tests.student_training.text.text_batches import (

@@ -24,7 +24,8 @@ from storage.specs import (
     TokensView,
 )
 from student_training.objective import SparseTargets
-from student_training.text.interface import FeatureTargets, TargetRows, TextBatch
+from student_training.terms.interface import FeatureTargets, TargetRows
+from student_training.text.interface import TextBatch
 from student_training.text.students import create_text_student
 
 VOCABULARY = 40

@@ -1,0 +1,47 @@
+"""Say in a line why a pipeline failed, out of the tracebacks of two languages."""
+
+from __future__ import annotations
+
+import re
+
+from storage import errors
+from storage.errors import DecantError
+
+_ERROR_LINE = re.compile(r"^(?:Caused by: )?(?P<name>[\w.$]+(?:Error|Exception|Interrupt|Exit)): ", re.MULTILINE)
+
+_WHERE = re.compile(r"\s*\[while running '[^']*'\]")
+_JAVA_FRAMES = re.compile(r"^\s+(?:at [\w.$/<>]+\(.*\)|\.\.\. \d+ more)\s*$\n?", re.MULTILINE)
+
+_HINTS = {
+    r"No module named '(?:pipelines|storage|decant)": "workers have no decant: install it on every worker as it is here, use the "
+    "worker image, or, where workers are containers, give --setup_file=./setup.py",
+    r"Can't get attribute '\w+' on <module '(?:pipelines|storage)": "workers have another decant than this process: "
+    "install the same version on every worker, and restart the worker pools",
+    r"No module named '": "a worker lacks a package: install it on every worker as it is here",
+    r"NoResourceAvailable": "Flink has no free slot for the job: start task managers, or give a smaller --parallelism",
+    r"UNAVAILABLE: io exception|Connection refused": "an engine's host does not reach its worker pool: start it on every "
+    "host, at the address of --environment_config",
+}
+
+
+def failure_of(error: Exception) -> DecantError:
+    """Return what went wrong in a worker, out of the traceback that Beam gives as an error's text."""
+    text = _WHERE.sub("", str(error).strip()).strip() or repr(error)
+    if isinstance(error, DecantError):
+        return type(error)(text)
+    text = _JAVA_FRAMES.sub("", text).strip()
+    # Java names the cause last, behind what it led to; so does Python.
+    found = list(_ERROR_LINE.finditer(text))
+    if not found:
+        return DecantError(f"the pipeline failed: {_with_hint(text)}")
+    last = found[-1]
+    kind = getattr(errors, last["name"].removeprefix(f"{errors.__name__}."), None)
+    if isinstance(kind, type) and issubclass(kind, DecantError):
+        return kind(text[last.end() :].strip())
+    return DecantError(f"the pipeline failed: {_with_hint(text[last.start('name') :].strip())}")
+
+
+def _with_hint(text: str) -> str:
+    """Add what is to be done about the failures that workers of a cluster have."""
+    hint = next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
+    return text if hint is None else f"{text}; {hint}"

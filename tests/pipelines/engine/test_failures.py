@@ -1,0 +1,69 @@
+"""Why a pipeline failed is told in a line."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import pytest
+
+from pipelines.engine import failure_of, make_pipeline, pipeline_options, run_pipeline
+from storage.errors import CacheError, DecantError
+
+
+def failing(_):
+    raise CacheError("the store is full: no space\nleft; make room")
+
+
+def test_an_error_in_a_worker_is_raised_and_can_be_told_in_a_line():
+    pipeline = make_pipeline(pipeline_options([]), workers=1)
+    _ = pipeline | beam.Create([1]) | "Fail" >> beam.Map(failing)
+    with pytest.raises(CacheError) as caught:
+        run_pipeline(pipeline)
+    told = failure_of(caught.value)
+    assert type(told) is CacheError
+    assert str(told) == "the store is full: no space\nleft; make room"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (
+            "Traceback (most recent call last):\n  File x\nstorage.errors.CacheError: no space; make room [while running 'A/B']\n",
+            CacheError,
+            "no space; make room",
+        ),
+        (
+            "Traceback\nKeyError: 'a'\n\nDuring handling\n\nValueError: two\nlines\n",
+            DecantError,
+            "the pipeline failed: ValueError: two\nlines",
+        ),
+        (
+            (
+                "java.lang.RuntimeException: Error received from SDK harness: Traceback (most recent call last):\nModuleNotFoundError: "
+                "No module named 'pipelines'\n\n\tat org.apache.beam.A$B.onNext(A.java:1)\n\t... 3 more\n"
+            ),
+            DecantError,
+            (
+                "the pipeline failed: ModuleNotFoundError: No module named 'pipelines'; workers have no decant: install it on every worker "
+                "as it is here, use the worker image, or, where workers are containers, give --setup_file=./setup.py"
+            ),
+        ),
+        (
+            (
+                "org.apache.flink.runtime.JobException: Recovery is suppressed\n\tat a.B.c(B.java:1)\nCaused by: "
+                "org.apache.beam.vendor.grpc.v1p60p1.io.grpc.StatusRuntimeException: UNAVAILABLE: io exception\n\tat a.B.c(B.java:1)\n"
+                "Caused by: org.apache.beam.vendor.A$AnnotatedConnectException: Connection refused: localhost/127.0.0.1:50000\n"
+            ),
+            DecantError,
+            (
+                "the pipeline failed: org.apache.beam.vendor.A$AnnotatedConnectException: Connection refused: localhost/127.0.0.1:50000; an "
+                "engine's host does not reach its worker pool: start it on every host, at the address of --environment_config"
+            ),
+        ),
+        ("connection refused", DecantError, "the pipeline failed: connection refused"),
+        ("", DecantError, "the pipeline failed: RuntimeError('')"),
+    ],
+)
+def test_beams_tracebacks_are_cut_to_what_went_wrong(text, kind, message):
+    told = failure_of(RuntimeError(text))
+    assert type(told) is kind
+    assert str(told) == message
