@@ -337,8 +337,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add(
         "doctor",
         parents=[common],
-        text="Ask this machine, and every worker of an engine, whether it could label: versions, device, memory, store, clock; a\n"
-        "config says what else must be reached. Unknown options go to Beam. Exit status 1 where something is in the way.",
+        text="Ask this machine, and every worker of an engine, whether it could label: versions, device, memory, store, clock.\n"
+        "A config says what else must be reached. Unknown options go to Beam. Exit status 1: something is in the way.",
         example="decant doctor\n  decant doctor configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081",
     )
     doctor.usage = "decant doctor [config] [options] [options of Beam]"
@@ -346,9 +346,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the config; repeatable"
     )
     doctor.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers, or 1)")
-    doctor.add_argument(
-        "--elements", type=int, help="what the job is cut into (default: 4 for each worker known of, at least 16 elsewhere)"
-    )
+    doctor.add_argument("--elements", type=int, help="what the job is cut into (default: 4 for each worker known of)")
     doctor.add_argument(
         "--timeout", type=float, default=120.0, help="seconds after which a job on another machine is given up (default: 120)"
     )

@@ -45,8 +45,11 @@ def _squared_errors(values: FeatureRows, stored: FeatureRows) -> PartStatistics:
     error = total = 0.0
     for name, given in values.tensors.items():
         exact = given.astype(np.float64)
-        error += float(np.square(stored.tensors[name].astype(np.float64) - exact).sum())
-        total += float(np.square(exact).sum())
+        apart = stored.tensors[name].astype(np.float64)
+        apart -= exact
+        # In place: rows of relations are many.
+        error += float(np.square(apart, out=apart).sum())
+        total += float(np.square(exact, out=exact).sum())
     return PartStatistics(squared_error_sum=error, squared_sum=total)
 
 

@@ -20,7 +20,8 @@ from pipelines.teachers.outputs import Wanted
 from pipelines.values import concatenate_values, empty_values, take_values
 from pipelines.vectors import extract_picture_vectors, num_tokens_of, wanted_of
 from storage.alignment import rows_per_sample
-from storage.block_bounds import MAX_BLOCK_VALUE_ROWS, block_samples
+from storage.block_bounds import block_samples
+from storage.block_limits import why_vectors_too_large
 from storage.codecs.values import UnstoredValues
 from storage.config import GenerationConfig
 from storage.errors import ConfigError, TeacherError
@@ -31,6 +32,7 @@ from storage.parts import DeadLetter, PartStatistics, PartWriter
 from storage.samples import SampleTable
 from storage.sources.base import NO_LABEL, Source
 from storage.specs import FeaturesSpec, RequestSpec, SoftLabelsSpec
+from storage.specs.features import rows_of_samples
 from storage.target_blocks import decode_target_block, encode_target_block
 from storage.text.token_rows import offsets_of, spans
 
@@ -87,21 +89,19 @@ class FeatureUnitLabeller:
 
         Raises:
             TeacherError: the teacher fails on views of this size.
-            ConfigError: relations of more pairs than a block holds.
+            ConfigError: vectors of more tokens, or relations of more pairs, than a block holds.
         """
         if self._num_tokens is None:
             wanted = wanted_of([self._target])
             grey = np.full((1, *self.request.rendered_view().size, 3), 128, dtype=np.uint8)
             raw = self.teacher.vectors(grey, wanted=wanted).raw
             found = num_tokens_of(raw)
-            one = np.ones(1, dtype=np.int64)
-            per_token = rows_per_sample(self._target, lengths=2 * one, mask_counts=None)[0] > 1
-            self._num_tokens = found if per_token else 1
-            if rows_per_sample(self._target, lengths=self._num_tokens * one, mask_counts=None)[0] >= MAX_BLOCK_VALUE_ROWS:
-                raise ConfigError(
-                    f"a picture has {found} tokens, whose relations are more rows than a block holds; give smaller views "
-                    "(views.size), or store attention, from which they are rebuilt"
-                )
+            per_token = rows_of_samples(self._target, num_tokens=2) > 1
+            num_tokens = found if per_token else 1
+            why = why_vectors_too_large(self._target, num_tokens=num_tokens)
+            if why is not None:
+                raise ConfigError(f"target.kind: {self._target.kind} of pictures of {found:,} tokens: {why}")
+            self._num_tokens = num_tokens
         return self._num_tokens
 
     def label(self, task: LabelTask) -> LabelledUnit:

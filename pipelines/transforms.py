@@ -228,8 +228,10 @@ class NameTaskFiles(beam.PTransform):
         self._files = files
 
     def expand(self, start: beam.Pipeline) -> beam.PCollection:
-        """Name the files on a worker, and spread the names."""
-        return start | beam.Create([self._files]) | beam.FlatMap(TaskFiles.names) | beam.Reshuffle()
+        """Name the files on a worker."""
+        # The names are not spread as well: of two reshuffles with only functions between, Flink's optimizer drops the second, and
+        # all tasks of a file would go to one worker.
+        return start | beam.Create([self._files]) | beam.FlatMap(TaskFiles.names)
 
 
 class LabelTasks(beam.PTransform):

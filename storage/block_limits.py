@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from storage.block_bounds import BLOCK_TOKENS, MAX_BLOCK_VALUE_ROWS
+from storage.block_bounds import BLOCK_TOKENS, MAX_BLOCK_SAMPLES, MAX_BLOCK_VALUE_ROWS, block_samples
 from storage.blocks import MAX_STREAM_BYTES
 from storage.codecs.dense import MAX_VALUES
 from storage.label_blocks import block_rows
 from storage.specs import (
     DenseCodec,
     ExactCodec,
+    FeaturesSpec,
     MaskedTokensView,
     RelationsSpec,
     SoftLabelsSpec,
@@ -18,7 +19,7 @@ from storage.specs import (
     TextViewSpec,
 )
 from storage.specs.features import rows_of_samples
-
+from storage.target_blocks import MAX_PICTURE_TOKENS
 
 _SHORTEST = 16
 """Tokens of sequences that a full block is taken to hold at least. Blocks of shorter ones have more masked tokens, and more
@@ -72,4 +73,24 @@ def why_too_large(target: TargetSpec, *, view: TextViewSpec | None) -> tuple[str
             f"{target.kind} of {widest:,} numbers for each of up to {most:,} rows of a block are more than the "
             f"{MAX_STREAM_BYTES:,} bytes that a stream of it may have; {remedy}"
         )
+    return None
+
+
+def why_vectors_too_large(target: FeaturesSpec, *, num_tokens: int) -> str | None:
+    """Return why a full block of pictures of so many tokens would be too large, and what to do; None where it would not.
+
+    Args:
+        num_tokens: of each picture; 1 where the target has no rows for them.
+    """
+    remedy = "give smaller views (views.size)"
+    if isinstance(target, RelationsSpec):
+        remedy += ", fewer heads (num_relation_heads), or store attention, from which relations are rebuilt"
+    if num_tokens > MAX_PICTURE_TOKENS:
+        return f"a picture may have {MAX_PICTURE_TOKENS:,}; {remedy}"
+    most = rows_of_samples(target, num_tokens=num_tokens) * block_samples(num_samples=MAX_BLOCK_SAMPLES, num_tokens=num_tokens)
+    widest = max(target.tensors.values())
+    if most >= MAX_BLOCK_VALUE_ROWS:
+        return f"{most:,} rows of a block are more than it may hold, {MAX_BLOCK_VALUE_ROWS - 1:,}; {remedy}"
+    if most * widest > MAX_STREAM_BYTES:
+        return f"{most:,} rows of a block, {widest:,} wide, are more than the {MAX_STREAM_BYTES:,} bytes of a stream; {remedy}"
     return None

@@ -78,17 +78,14 @@ class Store:
         self.url = url.rstrip("/") if url != "/" else url
         self._fs, self._root = filesystem_of(self.url)
         self._local = isinstance(self._fs, LocalFileSystem)
+        self.is_near = self._local or isinstance(self._fs, MemoryFileSystem)
+        """On this machine's disk or in its memory, so that nothing is gained by reading several files at a time."""
 
     def __reduce__(self) -> tuple[Any, tuple[str, bool | None]]:
         return _store_again, (self.url, _creating_at_once.get(self.url))
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
-
-    @property
-    def is_near(self) -> bool:
-        """Whether files are on this machine's disk or in its memory, so that nothing is gained by reading several at a time."""
-        return self._local or isinstance(self._fs, MemoryFileSystem)
 
     def path(self, name: str) -> str:
         """Return the path of a file inside the store's file system."""
@@ -124,8 +121,7 @@ class Store:
             if self._local:
                 with open(self.path(name), "rb", buffering=0) as file:  # noqa: PTH123 - a str path saves a Path per part record
                     return file.read()
-            data: bytes = self._fs.cat_file(self.path(name))
-            return data
+            return bytes(self._fs.cat_file(self.path(name)))
 
     def read_range(self, name: str, *, start: int, num_bytes: int) -> bytes:
         """Return bytes [start, start + num_bytes) of a file, fewer where it ends before."""
@@ -264,7 +260,7 @@ class Store:
     def creates_at_once(self) -> bool:
         """Whether the store itself sees to it that a file is created once; a remote store is asked by a probe, once."""
         if self.url not in _creating_at_once:
-            if self._local or isinstance(self._fs, MemoryFileSystem):
+            if self.is_near:
                 return True
             with self._explained("create", PROBE, answers=()):
                 _creating_at_once[self.url] = can_create_at_once(self._fs, self._root)

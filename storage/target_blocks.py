@@ -28,6 +28,7 @@ from storage.specs import TargetSpec
 from storage.text.token_rows import TokenRows, offsets_of
 from storage.text.token_streams import MAX_BLOCK_TOKENS, decode_tokens, encode_tokens, token_stream_lengths
 
+MAX_PICTURE_TOKENS = 65535
 _TARGET: TypeAdapter[TargetSpec] = TypeAdapter(TargetSpec)
 
 
@@ -126,8 +127,10 @@ def encode_target_block(
 
 
 def _check_tokens_per_picture(number: int) -> None:
-    if number < 1:
-        raise FormatError(f"{number} tokens a picture; one that has no rows of its own for tokens has 1")
+    if not 1 <= number <= MAX_PICTURE_TOKENS:
+        raise FormatError(
+            f"{number} tokens a picture, at most {MAX_PICTURE_TOKENS}; one that has no rows of its own for tokens has 1"
+        )
 
 
 def _check_rows(
@@ -192,7 +195,7 @@ def _read_header(header: dict[str, Any]) -> tuple[_Header, Mapping[str, int]]:
         vocabulary_size=read_count(header, "vocabulary_size", limit=2**32 + 1) if of_text else 0,
         num_tokens=read_count(header, "num_tokens", limit=MAX_BLOCK_TOKENS + 1) if of_text else 0,
         num_masked=read_count(header, "num_masked", limit=MAX_BLOCK_TOKENS + 1) if header.get("num_masked") is not None else None,
-        tokens_per_picture=None if of_text else read_count(header, "tokens_per_picture", limit=2**16),
+        tokens_per_picture=None if of_text else read_count(header, "tokens_per_picture", limit=MAX_PICTURE_TOKENS + 1),
     )
     if read.tokens_per_picture is not None:
         _check_tokens_per_picture(read.tokens_per_picture)

@@ -176,7 +176,8 @@ def _error(topic: str, message: str, remedy: str) -> Finding:
 
 
 def _needed(config: ExperimentConfig) -> Iterator[str]:
-    yield "label"
+    if config.teacher is not None:
+        yield "label"
     paths = [] if config.source is None else [config.source.path] if isinstance(config.source.path, str) else config.source.path
     for url in (config.cache or "", *paths):
         protocol = url.partition("://")[0]

@@ -87,16 +87,12 @@ def _wrapped(text: str, *, head: str) -> list[str]:
 
 def _processes(heard: Heard) -> list[str]:
     rows = [["process", "elements", "device", "memory free", "temp free", "read", "write", "clock"]]
-    in_here = {heard.name(worker): worker for worker in heard.workers}.get(HERE)
-    rows.append(_process(HERE, heard.here if in_here is None else in_here, clock="", worker=in_here is not None))
-    for worker, offset in zip(heard.workers, heard.offsets, strict=True):
-        if heard.name(worker) == HERE:
-            continue
-        if len(rows) > _SHOWN_PROCESSES:
-            break
-        rows.append(_process(heard.name(worker), worker, clock=_clock(offset), worker=True))
-    more = len(heard.workers) - _SHOWN_PROCESSES
-    return [*_table(rows), *([f"  ... and {more} more; --json lists them"] if more > 0 else [])]
+    named = [(heard.name(worker), worker, offset) for worker, offset in zip(heard.workers, heard.offsets, strict=True)]
+    of_here = next((worker for name, worker, _ in named if name == HERE), None)
+    rows.append(_process(HERE, of_here or heard.here, clock="", worker=of_here is not None))
+    others = [_process(name, worker, clock=_clock(offset), worker=True) for name, worker, offset in named if name != HERE]
+    more = len(others) - _SHOWN_PROCESSES
+    return [*_table([*rows, *others[:_SHOWN_PROCESSES]]), *([f"  ... and {more} more; --json lists them"] if more > 0 else [])]
 
 
 def _process(name: str, report: ProcessReport, *, clock: str, worker: bool) -> list[str]:

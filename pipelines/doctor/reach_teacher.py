@@ -91,7 +91,7 @@ def examine_teacher(asked: AskedTeacher) -> Reach:
     for module in asked.modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # modules of users, and broken installations, raise what they like
+        except (Exception, SystemExit) as error:  # modules of users, and broken installations, raise what they like
             problems.append(f"module {module} cannot be imported: {type(error).__name__}: {error}")
     notes = []
     for repository in asked.hub:

@@ -6,7 +6,7 @@ import json
 
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, WorkerOptions
 
-from pipelines.engine.addresses import Address, parse_address, why_refused
+from pipelines.engine.addresses import Address, parse_address, why_refused, why_silent
 from storage.errors import ConfigError
 
 _TYPES = ("EXTERNAL", "DOCKER", "PROCESS", "LOOPBACK")
@@ -77,7 +77,7 @@ def watched_pool(options: PipelineOptions, *, engine: Address | None) -> Address
     if (options.view_as(PortableOptions).environment_type or "").upper() != "EXTERNAL":
         return None
     pool = worker_pool(options)
-    return pool if _can_judge(pool, engine=engine) and why_refused(pool) is None else None
+    return pool if _can_judge(pool, engine=engine) and why_silent(pool) is None else None
 
 
 def _can_judge(pool: Address, *, engine: Address | None) -> bool:

@@ -72,9 +72,7 @@ def test_local_paths_are_found_by_their_keys(here, source, teacher, found):
 
 
 def test_names_that_are_no_paths_stay(here):
-    _, teacher = sections(
-        {"kind": "text", "path": "a.txt"}, {"kind": "masked_lm", "name": "org/model", "tokenizer": "org/a"}
-    )
+    _, teacher = sections({"kind": "text", "path": "a.txt"}, {"kind": "masked_lm", "name": "org/model", "tokenizer": "org/a"})
     assert absolute_teacher(teacher) == teacher
     _, timm = sections({"kind": "webdataset", "path": "shards"}, TIMM)
     assert absolute_teacher(timm) == timm

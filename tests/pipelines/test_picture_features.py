@@ -34,6 +34,7 @@ FLOAT16 = {"kind": "float16"}
 TARGETS = {
     "hidden": {"kind": "hidden_states", "layers": [0, 1], "codec": FLOAT16},
     "first": {"kind": "hidden_states", "layers": [1], "tokens": "first", "codec": FLOAT16},
+    "mean": {"kind": "hidden_states", "layers": [1], "tokens": "mean", "codec": FLOAT16},
     "attention": {"kind": "attention", "layers": [1], "codec": FLOAT16},
     "relations": {"kind": "relations", "layer": 1, "vectors": ["value"], "num_relation_heads": 1},
     "embedding": {"kind": "embeddings"},
@@ -113,6 +114,7 @@ def test_vectors_of_a_vision_transformer_of_timm(tmp_path, pictures, checkpoint)
         close(stored["hidden.0"], seen["before"][0])
         close(stored["hidden.1"], seen["after"][0])
         close(rows["first"][where]["hidden.1"], seen["after"][0, :1])
+        close(rows["mean"][where]["hidden.1"], seen["after"][0].mean(dim=0, keepdim=True))
         close(rows["embedding"][where]["embedding"], embedding)
         query, key, value = attn.qkv(block.norm1(seen["before"]))[0].chunk(3, dim=1)
         for name, expected in (("query", query), ("key", key), ("value", value)):
@@ -191,3 +193,16 @@ def test_every_codec_labels_pictures(tmp_path, pictures, checkpoint, codec):
     report = run_label(plan_run(config_of({**data, "target": {"codec": codec}}), progress=False), progress=False)
     assert report.num_rows == 18
     assert verify(LabelSet.open_id(Cache.at(data["cache"]), label_set=report.label_set)).problems == ()
+
+
+def test_pictures_of_more_tokens_than_a_block_holds_are_refused_for_every_unit(tmp_path, pictures, checkpoint, monkeypatch):
+    target = {"kind": "relations", "layer": 1}
+    data = {
+        **experiment(cache=tmp_path / "cache", source=folder_source(pictures), teacher=timm_teacher(checkpoint)),
+        "target": target,
+    }
+    run = plan_run(config_of(data), progress=False)
+    monkeypatch.setattr("storage.block_limits.MAX_STREAM_BYTES", 100)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"^target\.kind: relations of pictures of 5 tokens: .* give smaller views"):
+            estimate([run])

@@ -16,6 +16,7 @@ from pipelines.task_files import UNITS_PER_FILE, TaskFiles, read_tasks, write_ta
 from pipelines.work_units import work_units
 from storage.cache import Cache
 from storage.errors import FormatError, MismatchError
+from storage.filesystem import Store
 from storage.hashing import fingerprint
 from storage.label_set import UsedPart, label_set_id
 from storage.part_listing import PartListing
@@ -177,6 +178,33 @@ def test_what_a_plan_reads_of_a_record_refuses_what_the_whole_does(cache):
         list(cache.are_committed([record.part]))
 
 
+@pytest.mark.s3
+def test_records_of_a_remote_store_are_read_many_at_a_time(s3_bucket, monkeypatch):
+    cache = Cache.at(f"s3://{s3_bucket}/planned")
+    units = many_units(40)
+    for one in units[::2]:
+        commit(cache, one, (0, 2))
+    together, reading = [], set()
+    read = Store.read
+
+    def noted(self, name):
+        reading.add(name)
+        together.append(len(reading))
+        try:
+            return read(self, name)
+        finally:
+            reading.remove(name)
+
+    monkeypatch.setattr(Store, "read", noted)
+    found = plan(cache, units, num_views=2)
+    assert [task.unit.name for task in found.tasks] == [one.unit.name for one in units[1::2]]
+    assert max(together) > 4
+    records = list(cache.find_parts(used.part for used in found.parts))
+    assert [record and record.part.unit_digest for record in records] == [
+        one.digest if index % 2 == 0 else None for index, one in enumerate(units)
+    ]
+
+
 # Work units and their files
 
 
@@ -225,20 +253,19 @@ def test_task_files_hold_so_many_units_each_and_give_them_back(cache):
 
 
 def test_a_plan_and_its_tasks_take_little_memory_a_unit(cache):
-    units = many_units(6000)
-    options = {"request": REQUEST, "num_views": 1, "views_per_part": 1}
-    make_plan(cache, units=units[:10], **options)
-    tracemalloc.start()
-    try:
-        found = make_plan(cache, units=units, **options)
-        files = write_tasks(cache.store, folder="runs/r", units=work_units([found.tasks], units=units))
-        assert len(found.label_set) == 32
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert files.num_files == 6
-    # As objects a part and its task would take twice as much.
-    assert peak < 350 * len(units)
+    def peak_bytes(number):
+        units = many_units(number)
+        tracemalloc.start()
+        try:
+            found = make_plan(cache, request=REQUEST, units=units, num_views=1, views_per_part=1)
+            write_tasks(cache.store, folder=f"runs/{number}", units=work_units([found.tasks], units=units))
+            assert len(found.label_set) == 32
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    # As objects a part and its task would take 700 bytes.
+    assert peak_bytes(6000) - peak_bytes(2000) < 250 * 4000
 
 
 def test_the_job_graph_is_as_large_for_many_units_as_for_one(cache):

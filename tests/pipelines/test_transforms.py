@@ -9,6 +9,7 @@ import apache_beam as beam
 import pytest
 import torch
 from apache_beam.internal import pickler
+from apache_beam.portability import common_urns
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import transforms
@@ -16,9 +17,9 @@ from pipelines.engine import make_pipeline, pipeline_options
 from pipelines.label_unit import LabelTask
 from pipelines.plan import make_plan
 from pipelines.request import resolve_request
-from pipelines.task_files import task_from_json, task_to_json
+from pipelines.task_files import TaskFiles, task_from_json, task_to_json
 from pipelines.teacher_memo import TeacherFacts
-from pipelines.transforms import LabelTasks, LabelUnits, ReadTasks, shared_teacher
+from pipelines.transforms import LabelTasks, LabelUnits, NameTaskFiles, ReadTasks, shared_teacher
 from storage.cache import Cache
 from storage.errors import MismatchError
 from storage.sources import SourceUnit, index_source, open_source
@@ -120,6 +121,17 @@ def test_the_functions_travel_by_reference_and_small(tmp_path):
     again = pickler.loads(data)
     assert again._cache.store.url == run.cache.store.url
     assert (again._requests, again._generation) == ({run.request.fingerprint(): run.request}, run.config.generation)
+
+
+def test_tasks_are_spread_once_and_right_before_they_are_labelled(tmp_path):
+    # Of two reshuffles in a row Flink drops the second: one worker would get all tasks of a file.
+    run = Run(tmp_path)
+    pipeline = beam.Pipeline()
+    files = TaskFiles(folder="runs/20260131-120000-0123abcd", num_files=2)
+    _ = pipeline | NameTaskFiles(files) | LabelTasks(store=run.cache.store, label_units=run.label_units)
+    transforms_made = pipeline.to_runner_api().components.transforms.values()
+    spread = [made.unique_name for made in transforms_made if made.spec.urn == common_urns.composites.RESHUFFLE.urn]
+    assert spread == ["LabelTasks/SpreadTasks"]
 
 
 def test_every_task_becomes_a_committed_part_and_is_counted(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from storage.alignment import rows_per_sample
 from storage.block_bounds import block_bounds
-from storage.block_limits import most_rows, why_too_large
+from storage.block_limits import most_rows, why_too_large, why_vectors_too_large
 from storage.codecs.dense import MAX_VALUES
 from storage.specs import (
     AttentionSpec,
@@ -111,3 +113,27 @@ def test_streams_that_no_reader_would_take_are_refused(target, length, field):
     assert (found and found[0]) == field
     if found is not None:
         assert "views.length" in found[1] or "give at most 16,384" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "num_tokens", "problem"),
+    [
+        (TARGETS[4], 65_535, None),
+        (TARGETS[4], 65_536, "a picture may have 65,535; give smaller views"),
+        (TARGETS[5], 1, None),
+        (TARGETS[6], 197, None),
+        (TARGETS[6], 5792, None),
+        (TARGETS[6], 5793, "16,782,321 rows of a block are more"),
+        (
+            TARGETS[6].model_copy(update={"num_relation_heads": 128}),
+            4096,
+            r"bytes of a stream; give smaller views .*or store attention",
+        ),
+    ],
+)
+def test_vectors_of_pictures_that_no_block_holds_are_refused(target, num_tokens, problem):
+    found = why_vectors_too_large(target, num_tokens=num_tokens)
+    if problem is None:
+        assert found is None
+    else:
+        assert re.search(problem, found)

@@ -42,7 +42,14 @@ TASK_MANAGER = "a TaskManager killed"
 STORE = "the store answers 503 for 10 s"
 SUBMITTER = "the submitter killed"
 SECOND_RUN = "a local run writes the same cache at once"
-FAULTS = (NOTHING, POOL, TASK_MANAGER, STORE, SUBMITTER, SECOND_RUN)
+FAULTS = {
+    "none": NOTHING,
+    "pool": POOL,
+    "task-manager": TASK_MANAGER,
+    "store": STORE,
+    "submitter": SUBMITTER,
+    "second-run": SECOND_RUN,
+}
 _DARK_SECONDS = 10.0
 _MOST_COMMANDS = 3
 _RUN_SECONDS = 900.0
@@ -208,7 +215,7 @@ def markdown(outcomes: list[Outcome], *, num_units: int) -> str:
         "| fault | trials | same bytes as the local run | units computed again: mean, most | commands run: most | seconds: median |",
         "|---|---|---|---|---|---|",
     ]
-    for fault in FAULTS:
+    for fault in FAULTS.values():
         mine = [outcome for outcome in outcomes if outcome.fault == fault]
         if mine:
             again = [outcome.num_units_again for outcome in mine]
@@ -225,6 +232,7 @@ def main() -> int:
     """Run the trial and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10, help="of each fault (default: 10)")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=[*FAULTS], help="which (default: all)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments at which faults happen (default: 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/cluster-faults"))
     parser.add_argument("--pictures", type=int, default=_NUM_PICTURES, help=f"pictures a run labels (default: {_NUM_PICTURES})")
@@ -253,7 +261,7 @@ def main() -> int:
         try:
             trial = Trial(folder, processes, pictures=pictures, teacher=teacher)
             expected = trial.run_here(pictures)
-            wanted = [NOTHING, *(fault for _ in range(arguments.trials) for fault in FAULTS if fault != NOTHING)]
+            wanted = [FAULTS[name] for name in arguments.faults for _ in range(1 if name == "none" else arguments.trials)]
             number = 0
             while wanted:
                 number += 1

@@ -212,11 +212,13 @@ def test_what_a_teacher_is_made_of_beside_files(teacher, hub, modules):
 
 def test_modules_are_imported_where_the_teacher_is_to_run(tmp_path, monkeypatch):
     (tmp_path / "broken_teacher.py").write_text("raise RuntimeError('half installed')\n")
+    (tmp_path / "leaving_teacher.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    found = examine_teacher(AskedTeacher(name="t", modules=("json", "no_such_module", "broken_teacher")))
+    found = examine_teacher(AskedTeacher(name="t", modules=("json", "no_such_module", "broken_teacher", "leaving_teacher")))
     assert found.problems == (
         "module no_such_module cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
         "module broken_teacher cannot be imported: RuntimeError: half installed",
+        "module leaving_teacher cannot be imported: SystemExit: 3",
     )
 
 

@@ -78,6 +78,12 @@ def test_a_pool_that_does_not_answer_is_refused_where_that_can_be_told_from_here
     # Each host's own pool: this machine's loopback says nothing about theirs.
     check(*external("localhost:9"), engine=THERE)
     assert watched_pool(PipelineOptions(list(external("localhost:9"))), engine=THERE) is None
+
+
+def test_a_pool_of_a_name_that_only_a_cluster_knows_is_left_to_the_cluster():
+    options = PipelineOptions(list(external("worker-pool.invalid:50000")))
+    check_environment(options, engine=HERE)
+    assert watched_pool(options, engine=HERE) is None
     # A name that only the cluster's network knows.
     check(*external("pool.invalid:50000"))
 

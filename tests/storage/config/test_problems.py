@@ -162,7 +162,10 @@ CASES = {
     ),
     "more tensors than a block holds": (
         {"name": "x", "target": {"kind": "attention", "layers": list(range(1, 35))}},
-        "target: 34 layers with 3 vectors each are more than the 100 tensors that a block holds; name fewer",
+        (
+            "target: 34 layers with 3 vectors each are more than the 100 tensors that a block holds; name fewer, or share them "
+            "out to several targets (targets: takes any number by name)"
+        ),
     ),
     "layers out of order": (
         {"name": "x", "target": {"kind": "hidden_states", "layers": [3, 1, 3]}},
