@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from storage.commands import add_cache_actions, positive_number, run_cache_action
+from storage.command_line import make_parser
+from storage.commands import run_cache_action
 from storage.errors import DecantError
 
 _EXIT_INTERRUPTED = 130
@@ -224,149 +225,13 @@ def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
         _need("demo", error)
 
     def command(words: Sequence[str]) -> dict[str, Any]:
-        parsed, rest = _parser().parse_known_args([*words, "--json"])
+        parsed, rest = make_parser().parse_known_args([*words, "--json"])
         result: dict[str, Any] = _run(parsed, rest)
         return result
 
     folder = arguments.folder or ("runs/demo_text" if arguments.text else "runs/demo")
     run = run_text_demo if arguments.text else run_demo
     return run(folder, command=command, num_seeds=arguments.seeds, say=_silent if arguments.json else _say)
-
-
-def _parser() -> argparse.ArgumentParser:
-    def formatter(prog: str) -> argparse.HelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32)
-
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one JSON object with the figures instead of text")
-    common.add_argument("--verbose", action="store_true", help="show what the libraries log, and tracebacks of errors")
-    config = argparse.ArgumentParser(add_help=False)
-    config.add_argument("config", help="experiment, a YAML file (docs/configuration.md lists every key)")
-    config.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key, for instance --set training.seed=1; repeatable",
-    )
-    parser = argparse.ArgumentParser(
-        prog="decant",
-        description="Distil models offline: label once with a teacher, train students from the stored labels.",
-        epilog="example:\n  decant demo\n  decant label configs/fashion_mnist.yaml\n  decant train configs/fashion_mnist.yaml",
-        formatter_class=formatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, *, parents: list[argparse.ArgumentParser], text: str, example: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, parents=parents, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=formatter
-        )
-
-    demo = add(
-        "demo",
-        parents=[common],
-        text="Teacher, labels and students on real data, in a few minutes.",
-        example="decant demo\n  decant demo --text",
-    )
-    demo.add_argument("--text", action="store_true", help="a language model on Python's documentation, in place of pictures")
-    demo.add_argument("--folder", help="where everything is written (default: runs/demo, with --text runs/demo_text)")
-    demo.add_argument("--seeds", type=int, default=3, help="students of each kind (default: 3)")
-    plan = add(
-        "plan",
-        parents=[common, config],
-        text="Say what labelling would reuse, compute and cost; to measure, some samples are labelled and thrown away.",
-        example="decant plan configs/fashion_mnist.yaml --why",
-    )
-    plan.add_argument(
-        "--why", action="store_true", help="also compare what is asked for with the nearest labels of the cache, field by field"
-    )
-    plan.add_argument(
-        "--no-estimate", action="store_true", help="do not measure what labels cost, which runs the teacher on some samples"
-    )
-    label = add(
-        "label",
-        parents=[common, config],
-        text="Run the teacher on what is not labelled yet and commit the label set. Unknown options go to Beam.",
-        example="decant label configs/fashion_mnist.yaml --workers 2\n"
-        "  decant label configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081 --detach",
-    )
-    label.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers)")
-    label.add_argument(
-        "--preflight",
-        action="store_true",
-        help="first send a tiny job, as decant doctor does; an error ends the run before its work",
-    )
-    label.add_argument(
-        "--retry-dead-letters",
-        action="store_true",
-        help="also compute rows without a label, where pictures are unchanged",
-    )
-    label.add_argument(
-        "--detach",
-        action="store_true",
-        help="submit the run and end; decant cache watch follows it, and the same command again commits the label set",
-    )
-    label.add_argument("--anyway", action="store_true", help="also compute what a detached run computes at this moment")
-    label.add_argument(
-        "--progress-seconds",
-        type=positive_number,
-        metavar="SECONDS",
-        help="a plain line about progress so often, on standard error (default: a bar, on terminals only)",
-    )
-    audit = add(
-        "audit",
-        parents=[common, config],
-        text="Run the teacher again on some of the labelled rows and compare; exit status 1 where they differ.",
-        example="decant audit configs/fashion_mnist.yaml --rows 256",
-    )
-    audit.add_argument("--label-set", help="name or id (default: the one the config's name points at)")
-    audit.add_argument("--rows", type=int, default=64, help="rows to look at (default: 64)")
-    audit.add_argument(
-        "--threshold",
-        type=float,
-        help="largest total variation (of vectors: distance) that passes (default: by target, precision and codec)",
-    )
-    audit.add_argument("--seed", type=int, default=0, help="another one chooses other rows (default: 0)")
-    repair = add(
-        "repair",
-        parents=[common, config],
-        text="Check every byte of an experiment's labels; compute anew what is damaged or missing. Unknown options go to Beam.",
-        example="decant repair configs/fashion_mnist.yaml",
-    )
-    repair.add_argument("--dry-run", action="store_true", help="only say what is damaged")
-    doctor = add(
-        "doctor",
-        parents=[common],
-        text="Ask this machine, and every worker of an engine, whether it could label: versions, device, memory, store, clock.\n"
-        "A config says what else must be reached. Unknown options go to Beam. Exit status 1: something is in the way.",
-        example="decant doctor\n  decant doctor configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081",
-    )
-    doctor.usage = "decant doctor [config] [options] [options of Beam]"
-    doctor.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one key of the config; repeatable"
-    )
-    doctor.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers, or 1)")
-    doctor.add_argument("--elements", type=int, help="what the job is cut into (default: 4 for each worker known of)")
-    doctor.add_argument(
-        "--timeout", type=float, default=120.0, help="seconds after which a job on another machine is given up (default: 120)"
-    )
-    train = add(
-        "train",
-        parents=[common, config],
-        text="Train a student: from cached labels, from hard labels, or with the teacher beside it.",
-        example="decant train configs/fashion_mnist.yaml --set training.seed=1",
-    )
-    train.add_argument("--restart", action="store_true", help="begin anew instead of going on from the newest checkpoint")
-    cache = commands.add_parser(
-        "cache",
-        help="What is in a cache, whether every byte of it is right; names, differences, garbage, export and import.",
-        description="What is in a cache, whether every byte of it is right; names, differences, garbage, export and import.",
-        epilog="example:\n  decant cache ls runs/demo/cache\n  decant cache verify runs/demo/cache",
-        formatter_class=formatter,
-    )
-    actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
-    add_cache_actions(actions, common=common, formatter=formatter)
-    return parser
 
 
 def _run(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
@@ -386,7 +251,7 @@ class _UsageError(DecantError):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 wrong config or usage, 130 interrupted."""
-    arguments, rest = _parser().parse_known_args(words)
+    arguments, rest = make_parser().parse_known_args(words)
     # Beam, timm and the hub client log freely; what a person must know is in our own output.
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     if not arguments.verbose:

@@ -191,6 +191,7 @@ def write_environment(processes: Processes, *, environment: dict[str, str]) -> P
     values = {name: value for name, value in environment.items() if name != "OMP_NUM_THREADS"}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in {**values, "DECANT_ON_CLUSTER": options}.items()]
     path = processes.folder / "environment.sh"
+    processes.undo_later(["rm", "-f", str(path.resolve())])
     path.write_text("\n".join(["unset AWS_PROFILE", *lines, ""]))
     return path
 

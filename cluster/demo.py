@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +133,8 @@ def prepare(demo: Demo, *, say: Callable[[str], None]) -> tuple[Path, Path, str]
 def label_here(demo: Demo, *, pictures: Path, teacher: Path) -> dict[str, Any]:
     """Label by as many processes of this machine as the cluster has workers, into a fresh local cache."""
     folder = demo.folder.resolve()
-    cache = folder / f"local-{time.time_ns():x}"
+    cache = folder / "local"
+    shutil.rmtree(cache, ignore_errors=True)
     config = _write(folder / "local.json", label_config(source=str(pictures), cache=str(cache), teacher=teacher))
     workers = str(demo.shape.num_hosts * demo.shape.workers_per_host)
     return {**decant("label", config, "--workers", workers, log=folder / "local.log"), "cache": str(cache)}

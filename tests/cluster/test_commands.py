@@ -112,6 +112,9 @@ def test_a_shell_learns_how_to_label_on_the_cluster(cluster):
     said = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.split("\n")
     assert said[0].split() == ["http://127.0.0.1:9"]
     assert int(said[1]) == len(submission_arguments(cluster, through_job_server=False))
+    # It would mislead where nothing answers any more.
+    take_down(cluster.folder)
+    assert not path.exists()
 
 
 def test_taking_down_what_is_not_up_is_no_error(tmp_path):

@@ -142,12 +142,19 @@ class Trial:
         succeeded = False
         while not succeeded and num_commands < _MOST_COMMANDS:
             num_commands += 1
-            others = [self._start(config)] if fault == SECOND_RUN else []
             command = self._start(config, *submission_arguments(self._processes, through_job_server=False))
+            others: list[subprocess.Popen[str]] = []
             try:
-                if num_commands == 1 and fault not in (NOTHING, SECOND_RUN):
-                    num_committed = self._when_in_the_middle(command, cache=cache, rng=rng)
-                    self._harm(fault, command=command, rng=rng)
+                if num_commands == 1 and fault != NOTHING:
+                    # A second run needs a while before it labels.
+                    enough = 1 if fault == SECOND_RUN else rng.randint(1, self.num_units - 3)
+                    num_committed = self._when_committed(enough, command=command, cache=cache)
+                    time.sleep(rng.random())
+                    self._check_goes_on(command)
+                    if fault == SECOND_RUN:
+                        others.append(self._start(config))
+                    else:
+                        self._harm(fault, command=command, rng=rng)
                 said = [process.communicate(timeout=_RUN_SECONDS)[1] for process in (command, *others)]
             finally:
                 for process in (command, *others):
@@ -177,17 +184,17 @@ class Trial:
             text=True,
         )
 
-    def _when_in_the_middle(self, command: subprocess.Popen[str], *, cache: str, rng: random.Random) -> int:
-        """Wait until some parts are committed, and return how many."""
-        enough = rng.randint(1, self.num_units - 3)
+    def _when_committed(self, enough: int, *, command: subprocess.Popen[str], cache: str) -> int:
+        """Wait until so many parts are committed, and return how many are."""
         found = 0
         while found < enough and command.poll() is None:
             time.sleep(1)
             found = sum(name.endswith(".tar") for name in object_names(self._store, prefix=f"{cache}/requests"))
-        time.sleep(rng.random())
+        return found
+
+    def _check_goes_on(self, command: subprocess.Popen[str]) -> None:
         if command.poll() is not None:
             raise TooLateError(f"the run ended with status {command.returncode}: {command.communicate()[1]}")
-        return found
 
     def _harm(self, fault: str, *, command: subprocess.Popen[str], rng: random.Random) -> None:
         host = rng.randint(1, 2)

@@ -34,12 +34,12 @@ def test_lines_are_kept_as_they_are(tmp_path):
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_names_below_the_path_are_keys(tmp_path, suffix):
     for name in ("b.txt", "deep/er/a.txt", "deep/b.text"):
-        write_file(f"{tmp_path}/root/{name}{suffix}", COMPRESS[suffix](b"x\n"))
-    write_file(f"{tmp_path}/root/readme.md", b"x\n")
+        write_file(f"{tmp_path}/corpus/{name}{suffix}", COMPRESS[suffix](b"x\n"))
+    write_file(f"{tmp_path}/corpus/readme.md", b"x\n")
     keys = ["b.txt:1", "deep/b.text:1", "deep/er/a.txt:1"]
     assert [sample.key for sample in samples_of(source(tmp_path / "root"))] == keys
-    assert [sample.key for sample in samples_of(source(f"{tmp_path}/root/**/*.te*xt{suffix}"))] == keys[1:2]
-    assert [sample.key for sample in samples_of(source(f"{tmp_path}/root/deep/er/a.txt{suffix}"))] == ["a.txt:1"]
+    assert [sample.key for sample in samples_of(source(f"{tmp_path}/corpus/**/*.te*xt{suffix}"))] == keys[1:2]
+    assert [sample.key for sample in samples_of(source(f"{tmp_path}/corpus/deep/er/a.txt{suffix}"))] == ["a.txt:1"]
 
 
 def test_files_of_equal_name_are_refused(tmp_path):
