@@ -37,7 +37,7 @@ def test_names_below_the_path_are_keys(tmp_path, suffix):
         write_file(f"{tmp_path}/corpus/{name}{suffix}", COMPRESS[suffix](b"x\n"))
     write_file(f"{tmp_path}/corpus/readme.md", b"x\n")
     keys = ["b.txt:1", "deep/b.text:1", "deep/er/a.txt:1"]
-    assert [sample.key for sample in samples_of(source(tmp_path / "root"))] == keys
+    assert [sample.key for sample in samples_of(source(tmp_path / "corpus"))] == keys
     assert [sample.key for sample in samples_of(source(f"{tmp_path}/corpus/**/*.te*xt{suffix}"))] == keys[1:2]
     assert [sample.key for sample in samples_of(source(f"{tmp_path}/corpus/deep/er/a.txt{suffix}"))] == ["a.txt:1"]
 
