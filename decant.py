@@ -28,6 +28,14 @@ def _silent(text: str) -> None:
     pass
 
 
+def _told(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Say the readable form of what was found, and return its figures."""
+    text = found.pop("text")
+    if not arguments.json:
+        _say(text)
+    return found
+
+
 def _load(arguments: argparse.Namespace) -> Any:
     from storage.config import load_config
 
@@ -156,11 +164,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cache(arguments: argparse.Namespace) -> dict[str, Any]:
-    found = run_cache_action(arguments)
-    text = found.pop("text")
-    if not arguments.json:
-        _say(text)
-    return found
+    return _told(run_cache_action(arguments), arguments)
 
 
 def _audit(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -177,10 +181,7 @@ def _audit(arguments: argparse.Namespace) -> dict[str, Any]:
         seed=arguments.seed,
         progress=not arguments.json,
     )
-    text = found.pop("text")
-    if not arguments.json:
-        _say(text)
-    return found
+    return _told(found, arguments)
 
 
 def _repair(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
@@ -192,10 +193,7 @@ def _repair(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[st
         _need("label", error)
     options = pipeline_options(beam_arguments)
     found = repair(config, dry_run=arguments.dry_run, options=options, progress=not arguments.json)
-    text = found.pop("text")
-    if not arguments.json:
-        _say(text)
-    return found
+    return _told(found, arguments)
 
 
 def _doctor(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
@@ -211,10 +209,7 @@ def _doctor(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         timeout_seconds=arguments.timeout,
         progress=not arguments.json,
     )
-    text = found.pop("text")
-    if not arguments.json:
-        _say(text)
-    return found
+    return _told(found, arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> dict[str, Any]:
