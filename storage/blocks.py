@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import zstandard
 
+from storage.allocation import keep_freed_memory
 from storage.codecs.columns import Bytes
 from storage.errors import FormatError
 from storage.hashing import canonical_json, checksum
@@ -124,6 +125,7 @@ def decode_block(
     Raises:
         FormatError: damage, another version, or anything `encode_block` cannot have written.
     """
+    keep_freed_memory()
     view = memoryview(data)
     header, offset = _header(view, origin=origin)
     table = header.pop("streams")
