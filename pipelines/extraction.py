@@ -16,8 +16,13 @@ from storage.specs import SampledCodec, SoftLabelsSpec, ThresholdCodec
 
 _SAFE_LOG = -60.0
 """Sums of float32 probabilities below exp of it may have lost digits to underflow."""
-_CHUNK_VALUES = 1 << 24
-"""Logits taken at a time: a few hundred megabytes with all that is made of them, however many positions a batch has."""
+_CHUNK_VALUES = {"cpu": 1 << 21}
+"""Logits taken at a time, by device. On a CPU so few that every pass finds them in its cache and that freed memory serves again:
+new pages from the system for every batch would cost more than the arithmetic."""
+_CHUNK_VALUES_ELSEWHERE = 1 << 24
+"""A few hundred megabytes with all that is made of them, however many positions a batch has."""
+_FLOOR_NATS = 80.0
+"""A logit of minus infinity becomes one so far below the row's largest: a probability of 1e-35, less than any codec keeps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,18 +50,30 @@ class DrawnBatch:
 
 
 @overload
-def extract(logits: torch.Tensor, *, spec: SoftLabelsSpec, alive: npt.NDArray[np.bool_]) -> ExtractedBatch: ...
+def extract(
+    logits: torch.Tensor, *, spec: SoftLabelsSpec, alive: npt.NDArray[np.bool_], minus_infinity_allowed: bool = False
+) -> ExtractedBatch: ...
 
 
 @overload
 def extract(
-    logits: torch.Tensor, *, spec: SoftLabelsSpec, alive: npt.NDArray[np.bool_], uniforms: npt.NDArray[np.float64]
+    logits: torch.Tensor,
+    *,
+    spec: SoftLabelsSpec,
+    alive: npt.NDArray[np.bool_],
+    uniforms: npt.NDArray[np.float64],
+    minus_infinity_allowed: bool = False,
 ) -> DrawnBatch: ...
 
 
 @overload
 def extract(
-    logits: torch.Tensor, *, spec: SoftLabelsSpec, alive: npt.NDArray[np.bool_], uniforms: npt.NDArray[np.float64] | None
+    logits: torch.Tensor,
+    *,
+    spec: SoftLabelsSpec,
+    alive: npt.NDArray[np.bool_],
+    uniforms: npt.NDArray[np.float64] | None,
+    minus_infinity_allowed: bool = False,
 ) -> ExtractedBatch | DrawnBatch: ...
 
 
@@ -67,6 +84,7 @@ def extract(
     spec: SoftLabelsSpec,
     alive: npt.NDArray[np.bool_],
     uniforms: npt.NDArray[np.float64] | None = None,
+    minus_infinity_allowed: bool = False,
 ) -> ExtractedBatch | DrawnBatch:
     """Return the most probable classes of a batch of logits and the mass of all others, or classes drawn from each row.
 
@@ -78,6 +96,8 @@ def extract(
         alive: bool [rows], for the rows in front that belong to the unit, whether the sample could be rendered; the rows behind
             pad the batch.
         uniforms: float64 [rows, `storage.random.num_uniforms`] for the codecs that draw, None for all others.
+        minus_infinity_allowed: whether minus infinity is a probability of 0, as language models mean it for tokens they never
+            give, or a fault; a row of nothing else always is one.
 
     Raises:
         ValueError: uniforms for a codec that does not draw, none for one that does, or of another shape.
@@ -86,14 +106,16 @@ def extract(
     logits = logits[: len(alive)]
     alive_here = torch.from_numpy(alive).to(logits.device)
     draws = None if uniforms is None else torch.from_numpy(uniforms)
-    step = max(1, _CHUNK_VALUES // logits.shape[1])
+    step = max(1, _CHUNK_VALUES.get(logits.device.type, _CHUNK_VALUES_ELSEWHERE) // logits.shape[1])
     finite: list[torch.Tensor] = []
     ranked: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     drawn: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     sums = np.zeros(logits.shape[1])
     for start in range(0, max(len(alive), 1), step):
         chunk = slice(start, start + step)
-        log_probs, chunk_finite = _log_probs(logits[chunk], temperature=spec.generation_temperature)
+        log_probs, chunk_finite = _log_probs(
+            logits[chunk], temperature=spec.generation_temperature, minus_infinity_allowed=minus_infinity_allowed
+        )
         finite.append(chunk_finite)
         probs = log_probs.exp()
         counted = chunk_finite & alive_here[chunk]
@@ -123,11 +145,15 @@ def _check_uniforms(uniforms: npt.NDArray[np.float64] | None, *, spec: SoftLabel
         raise ValueError(f"uniforms of shape {shape} for {num_rows} rows of codec {spec.codec.kind}, which takes {width} a row")
 
 
-def _log_probs(logits: torch.Tensor, *, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_probs(logits: torch.Tensor, *, temperature: float, minus_infinity_allowed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float32 [rows, classes] and bool [rows], whether a row is finite."""
     scaled = logits.float() if temperature == 1 else logits.float() / temperature
     # Passes over a large vocabulary cost more than the body of a small teacher: one is enough to find NaN and infinity.
     smallest, largest = torch.aminmax(scaled, dim=1)
+    if minus_infinity_allowed and torch.isneginf(smallest).any():
+        floor = largest[:, None] - _FLOOR_NATS
+        scaled = torch.where((scaled == -torch.inf) & floor.isfinite(), floor, scaled)
+        smallest, largest = torch.aminmax(scaled, dim=1)
     finite = torch.isfinite(smallest) & torch.isfinite(largest)
     if not finite.all():
         # A row that is not finite becomes a dead letter; zeros keep its neighbours' arithmetic clean.

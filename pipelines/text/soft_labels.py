@@ -19,8 +19,6 @@ from storage.text.token_rows import offsets_of
 
 _MAX_LOGITS = 1 << 24
 """Logits that leave a head at a time, however many tokens a batch has labels of."""
-_FLOOR_NATS = 80.0
-"""A logit of minus infinity becomes one so far below the row's largest: a probability of 1e-35, less than any codec keeps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,20 +120,8 @@ def _extract(
             logits = outputs.sequence_logits()[sequences]
         else:
             logits = outputs.token_logits(sequences, torch.from_numpy(rows.positions[chunk]).to(device))
-        logits = without_minus_infinity(logits, temperature=target.generation_temperature)
         uniforms = None if rows.uniforms is None else rows.uniforms[chunk]
-        found.append(extract(logits, spec=target, alive=whole[rows.sequences[chunk]], uniforms=uniforms))
+        found.append(
+            extract(logits, spec=target, alive=whole[rows.sequences[chunk]], uniforms=uniforms, minus_infinity_allowed=True)
+        )
     return found
-
-
-@torch.inference_mode()
-def without_minus_infinity(logits: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """Return logits in which minus infinity, a probability of 0 that causal models mean for tokens they never give, is finite.
-
-    A row of nothing but minus infinity, and one with NaN or infinity, stays what it is: no distribution.
-    """
-    if not bool(torch.isneginf(logits.amin(dim=1)).any()):
-        return logits
-    masked = logits == -torch.inf
-    floor = logits.amax(dim=1, keepdim=True) - _FLOOR_NATS * temperature
-    return torch.where(masked & floor.isfinite(), floor, logits)

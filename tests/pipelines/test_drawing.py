@@ -103,7 +103,7 @@ def test_a_row_depends_on_nothing_but_itself(codec, monkeypatch):
     moved = draw(logits[torch.from_numpy(order)], spec=spec, positions=order)
     for name in ("class_ids", "counts", "offsets"):
         np.testing.assert_array_equal(getattr(moved.rows, name), getattr(whole.rows.take(order), name))
-    monkeypatch.setattr(extraction, "_CHUNK_VALUES", 900)
+    monkeypatch.setitem(extraction._CHUNK_VALUES, "cpu", 900)
     chunked = draw(logits, spec=spec)
     for name in ("class_ids", "counts", "offsets"):
         np.testing.assert_array_equal(getattr(chunked.rows, name), getattr(whole.rows, name))
@@ -116,7 +116,7 @@ def test_ranked_rows_taken_in_chunks_are_the_same(codec, monkeypatch):
     spec = SoftLabelsSpec(num_classes=300, k=20, codec=codec)
     alive = np.ones(11, dtype=np.bool_)
     whole = extract(logits, spec=spec, alive=alive).rows
-    monkeypatch.setattr(extraction, "_CHUNK_VALUES", 1000)
+    monkeypatch.setitem(extraction._CHUNK_VALUES, "cpu", 1000)
     chunked = extract(logits, spec=spec, alive=alive).rows
     for name in ("class_ids", "log_probs", "log_rest"):
         np.testing.assert_array_equal(getattr(chunked, name), getattr(whole, name))
