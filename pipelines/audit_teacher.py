@@ -15,7 +15,7 @@ _EXACT_STEP = 0.0005
 """What float16 log-probabilities may round by: 2^-11 m exp(-m) is at most 1.8e-4 an entry."""
 _VECTOR_TOLERANCE = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.2}
 """Largest relative distance of a vector at each precision, rounding of the codec taken off. What was measured, and the factor
-between that and this: docs/reliability.md."""
+between that and this: docs/audit.md."""
 _RELATIONS_FACTOR = 4
 """Dot products of vectors that are off: few numbers a row, and many of them near zero."""
 
