@@ -160,11 +160,21 @@ def probe(tokenizer: TokenizerFacts, *, device: torch.device) -> tuple[torch.Ten
     """Return token ids and mask of two sequences, one of them shorter."""
     import torch
 
-    ordinary = [i for i in range(min(tokenizer.vocabulary_size, 1000)) if i not in tokenizer.special_ids] or [0]
-    ids = torch.tensor([[ordinary[(i + j) % len(ordinary)] for j in range(PROBE_TOKENS)] for i in range(2)], device=device)
+    rows = [ordinary_ids(tokenizer, num_tokens=PROBE_TOKENS, first=i) for i in range(2)]
+    ids = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)
     mask = torch.ones_like(ids)
     mask[1, -1] = 0
     return ids, mask
+
+
+def ordinary_ids(tokenizer: TokenizerFacts, *, num_tokens: int, first: int = 0) -> npt.NDArray[np.uint32]:
+    """Return uint32 [num_tokens], a sequence that no network can take amiss: one token after the other, none of them special.
+
+    Args:
+        first: which of them it begins with.
+    """
+    ordinary = [i for i in range(min(tokenizer.vocabulary_size, 1000)) if i not in tokenizer.special_ids] or [0]
+    return np.array(ordinary, dtype=np.uint32)[(first + np.arange(num_tokens)) % len(ordinary)]
 
 
 def new_lock() -> Any:

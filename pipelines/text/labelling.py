@@ -15,7 +15,7 @@ from pipelines.label_task import LabelTask
 from pipelines.label_unit import LabelledUnit, provenance, unit_changed
 from pipelines.measuring import measure_values, true_classes
 from pipelines.teachers.outputs import Wanted
-from pipelines.teachers.text_base import TextOutputs, TextTeacher
+from pipelines.teachers.text_base import TextOutputs, TextTeacher, ordinary_ids
 from pipelines.text.batches import TextBatch, batches, windows
 from pipelines.text.features import extract_features
 from pipelines.text.soft_labels import ExtractedRows, extract_soft_labels
@@ -122,7 +122,7 @@ class TextUnitLabeller:
 
         Raises:
             SourceError: the unit cannot be read, or no longer holds what was indexed.
-            TeacherError: the teacher fails on every sequence of a batch, or runs out of memory.
+            TeacherError: the teacher fails on every sequence of a batch and on one of ordinary tokens, or runs out of memory.
         """
         started = time.perf_counter()
         first = tasks[0]
@@ -236,9 +236,9 @@ class TextUnitLabeller:
         self, batch: TextBatch, *, parts: list[_Part], wanted: Wanted, view: int
     ) -> tuple[list[ExtractedRows], dict[int, BaseException]]:
         """Run a batch; if the teacher raises, run its sequences one by one, so that a bad one costs no other."""
+        targets = [part.target for part in parts]
         try:
-            outputs = self.teacher.run(batch.token_ids, lengths=batch.lengths, wanted=wanted)
-            return [extract_rows(outputs, batch, target=part.target, view=view) for part in parts], {}
+            return self._extract(batch, targets=targets, wanted=wanted, view=view), {}
         except TeacherError as error:
             if isinstance(error.__cause__, torch.OutOfMemoryError):
                 raise
@@ -246,20 +246,35 @@ class TextUnitLabeller:
         failed: dict[int, BaseException] = {}
         alone: list[list[ExtractedRows] | None] = []
         for place in range(len(batch)):
-            one = _alone(batch, place=place)
             try:
-                outputs = self.teacher.run(one.token_ids, lengths=one.lengths, wanted=wanted)
-                alone.append([extract_rows(outputs, one, target=part.target, view=view) for part in parts])
+                alone.append(self._extract(_alone(batch, place=place), targets=targets, wanted=wanted, view=view))
             except TeacherError as error:
                 failed[place] = error.__cause__ or error
                 alone.append(None)
         if len(failed) == len(batch):
-            raise TeacherError(f"the teacher fails on every sequence of a batch: {whole_batch_error}") from whole_batch_error
+            # Bad sequences can fill a batch, above all a short last one. A teacher that fails on any other is at fault itself.
+            try:
+                self._extract(self._ordinary(batch), targets=targets, wanted=wanted, view=view)
+            except TeacherError as error:
+                raise TeacherError(
+                    f"the teacher fails on every sequence of a batch of unit {parts[0].task.unit.name!r}, and on one of ordinary "
+                    f"tokens that is as long: {whole_batch_error}"
+                ) from error
         joined = [
-            _joined([None if rows is None else rows[index] for rows in alone], target=part.target)
-            for index, part in enumerate(parts)
+            _joined([None if rows is None else rows[index] for rows in alone], target=target)
+            for index, target in enumerate(targets)
         ]
         return joined, failed
+
+    def _extract(self, batch: TextBatch, *, targets: Sequence[TargetSpec], wanted: Wanted, view: int) -> list[ExtractedRows]:
+        outputs = self.teacher.run(batch.token_ids, lengths=batch.lengths, wanted=wanted)
+        return [extract_rows(outputs, batch, target=target, view=view) for target in targets]
+
+    def _ordinary(self, batch: TextBatch) -> TextBatch:
+        """Return a batch of its longest sequence, of which the teacher sees ordinary tokens only."""
+        longest = _alone(batch, place=int(np.argmax(batch.lengths)))
+        ids = ordinary_ids(self.teacher.tokenizer.facts, num_tokens=longest.token_ids.shape[1])
+        return replace(longest, token_ids=ids[None])
 
     def _write(
         self,

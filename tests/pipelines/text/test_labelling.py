@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from storage.errors import TeacherError
 from tests.pipelines.text.labels import MASKS, TOKENS, Bench, forward
 from tests.pipelines.text.models import documents, save_model
 
@@ -176,3 +177,59 @@ def test_a_batch_that_fails_is_run_sequence_by_sequence(folder):
     assert "refuse" in letter.traceback
     for key, _, _, values in labelled.sequences():
         np.testing.assert_allclose(values.densify(), clean[key].densify(), atol=2e-3)
+
+
+def test_bad_sequences_that_fill_their_batch_are_dead_letters_too(folder):
+    """The shortest come last, so that this one is alone in the last batch."""
+    texts = ["abab", "aba", "baba", "aZ", "bab"]
+    targets = {"labels": EXACT, "hidden": {"kind": "hidden_states", "layers": [2]}}
+    bench = Bench(folder("gpt2"), kind="causal_lm", texts=texts, views=TOKENS, targets=targets)
+    clean = {key: values for key, _, _, values in bench.label()["labels"].sequences()}
+    token = int(bench.teacher.tokenizer.encode(["Z"]).token_ids[0])
+
+    def refuse(_module, inputs):
+        if (inputs[0] == token).any():
+            raise ValueError("this token is not for me")
+
+    hook = bench.teacher.network.module.get_input_embeddings().register_forward_pre_hook(refuse)
+    parts = bench.label()
+    alone = bench.label(batch_size=1)["labels"]
+    hook.remove()
+    for part in (*parts.values(), alone):
+        (letter,) = part.record.dead_letters
+        assert (letter.key, letter.stage, letter.reason) == ("d003", "teacher", "this token is not for me")
+        assert [key for key, *_ in part.sequences()] == ["d000", "d001", "d002", "d004"]
+        assert part.record.statistics.num_rows == 4
+    for key, _, _, values in parts["labels"].sequences():
+        np.testing.assert_array_equal(values.probs, clean[key].probs)
+
+
+def test_a_unit_of_nothing_but_bad_sequences_is_a_part_without_rows(folder):
+    bench = Bench(folder("gpt2"), kind="causal_lm", texts=["aZ", "Zb"], views=TOKENS, targets={"labels": EXACT})
+    token = int(bench.teacher.tokenizer.encode(["Z"]).token_ids[0])
+
+    def refuse(_module, inputs):
+        if (inputs[0] == token).any():
+            raise ValueError("this token is not for me")
+
+    hook = bench.teacher.network.module.get_input_embeddings().register_forward_pre_hook(refuse)
+    labelled = bench.label()["labels"]
+    hook.remove()
+    assert [letter.key for letter in labelled.record.dead_letters] == ["d000", "d001"]
+    assert (labelled.record.statistics.num_rows, list(labelled.sequences())) == (0, [])
+
+
+def test_a_teacher_that_fails_on_any_sequence_of_that_length_ends_the_run(folder):
+    bench = Bench(folder("gpt2"), kind="causal_lm", texts=["ab", "ababab"], views=TOKENS, targets={"labels": EXACT}, batch_size=1)
+
+    def refuse(_module, inputs):
+        if inputs[0].shape[1] > 4:
+            raise ValueError("this is too long for me")
+
+    hook = bench.teacher.network.module.get_input_embeddings().register_forward_pre_hook(refuse)
+    with pytest.raises(
+        TeacherError,
+        match=r"fails on every sequence of a batch of unit 'unit', and on one of ordinary tokens .*this is too long for me",
+    ):
+        bench.label()
+    hook.remove()
