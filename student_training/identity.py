@@ -6,6 +6,7 @@ from typing import Any
 
 from storage.errors import MismatchError
 from storage.hashing import fingerprint
+from storage.streams.label_tars import ReadsLabelSets
 from student_training.job import Job
 
 _HOW_TO_RUN = {
@@ -36,7 +37,9 @@ def describe_run(job: Job) -> dict[str, Any]:
     if settings["student"]["kind"] == "timm":
         del settings["student"]["kind"]
     identity: dict[str, Any] = {"training": settings, **job.facts(), "stream": job.stream.identity()}
-    return {**identity, "fingerprint": fingerprint(identity)}
+    # Beside the fingerprint: checkpoints of earlier releases do not have it, and go on.
+    tars = {"label_tars": job.stream.label_tars()} if isinstance(job.stream, ReadsLabelSets) else {}
+    return {**identity, **tars, "fingerprint": fingerprint(identity)}
 
 
 def require_same_run(found: dict[str, Any], *, asked: dict[str, Any], where: str) -> None:
@@ -51,11 +54,12 @@ def require_same_run(found: dict[str, Any], *, asked: dict[str, Any], where: str
         MismatchError: they differ; the message names the fields and both values.
     """
     if found.get("fingerprint") == asked["fingerprint"]:
+        _require_same_tars(found, asked=asked, where=where)
         return
     old, new = _flatten(found), _flatten(asked)
     lines = []
     for name in sorted((old.keys() | new.keys()) - {"fingerprint"}):
-        if old.get(name) == new.get(name):
+        if old.get(name) == new.get(name) or name.startswith("label_tars"):
             continue
         if name == "stream":
             lines.append("stream: other samples, labels or order of rows (source, label set, views or sample_fraction changed)")
@@ -66,6 +70,25 @@ def require_same_run(found: dict[str, Any], *, asked: dict[str, Any], where: str
         + "\n  ".join(lines)
         + "\nGive another training.output, put these values back, or start over without resuming, which clears that run"
     )
+
+
+def _require_same_tars(found: dict[str, Any], *, asked: dict[str, Any], where: str) -> None:
+    """Check that label sets are read from the tars of then: others may have other blocks, and so another order of rows."""
+    then, now = found.get("label_tars", {}), asked.get("label_tars", {})
+    anew = [
+        f"label set {now[label_set]['name']!r} ({label_set}): its tars have digest {then[label_set]['tars'][:16]} there, "
+        f"{now[label_set]['tars'][:16]} now"
+        for label_set in sorted(then.keys() & now.keys())
+        if then[label_set]["tars"] != now[label_set]["tars"]
+    ]
+    if anew:
+        raise MismatchError(
+            f"{where} holds a run on labels of which parts were made anew since (decant label --retry-dead-letters, or decant "
+            "repair):\n  "
+            + "\n  ".join(anew)
+            + "\nRows lie in other blocks now and come in another order, so that it cannot go on exactly. Give another "
+            "training.output to train on the labels as they are now, or start over without resuming, which clears that run"
+        )
 
 
 def _flatten(value: Any, *, name: str = "") -> dict[str, Any]:

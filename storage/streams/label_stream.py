@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from storage.errors import CorruptError, MismatchError
+from storage.checked_reading import check_block, check_keys, read_block, read_samples
+from storage.errors import MismatchError
 from storage.hashing import fingerprint, key_hash
 from storage.label_blocks import LabelBlock, decode_label_block
 from storage.label_set import LabelSet
 from storage.narrowing import narrow, why_not_narrower
-from storage.parts import Extent
-from storage.samples import SampleTable, decode_samples
+from storage.samples import SampleTable
 from storage.soft_labels import concatenate
 from storage.sources.base import Source, SourceUnit, UnitReader
 from storage.specs import SoftLabelsSpec
 from storage.streams.base import StreamRows
 from storage.streams.block_places import BlockPlaces
+from storage.streams.label_tars import label_tars
 from storage.streams.recent import Recent
 
 _OPEN_UNITS = 64
@@ -102,6 +103,10 @@ class LabelStream:
         narrowed = {"target": self._target.to_json()} if self._target != self._label_set.manifest.request.soft_labels else {}
         return fingerprint(named | narrowed)
 
+    def label_tars(self) -> dict[str, dict[str, str]]:
+        """Return what tars are read; see `ReadsLabelSets`."""
+        return label_tars([self._label_set])
+
     def _view(self, epoch: int) -> int:
         return epoch % self._label_set.manifest.num_views
 
@@ -119,38 +124,22 @@ class LabelStream:
                 evicted.close()
         return reader
 
-    def _origin(self, path: str) -> str:
-        return f"{self._label_set.cache.store.url}/{path}"
-
     def _table(self, part: int) -> SampleTable:
         table = self._tables.get(part)
         if table is None:
-            cell = self._label_set.parts.column("samples")[part].as_py()
-            path = self._label_set.tar_path(part)
-            table = decode_samples(self._label_set.read_extent(path, Extent(**cell)), origin=self._origin(path))
-            num_samples = self._label_set.parts.column("num_samples")[part].as_py()
-            if len(table.keys) != num_samples:
-                raise CorruptError(
-                    f"{self._origin(path)}: its table holds {len(table.keys)} samples, the label set says {num_samples}"
-                )
+            table = read_samples(self._label_set, part=part)
             self._tables.put(part, table)
         return table
 
     def labels_of(self, *, view: int, block_id: int) -> LabelBlock:
         """Return a decoded block of a view, checked against the label set and narrowed to the target, not joined."""
         place = self._places.place(view=view, block_id=block_id)
-        path = self._label_set.tar_path(place.part)
-        block = decode_label_block(self._label_set.read_extent(path, place.extent), origin=self._origin(path))
-        found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
-        if found != (view, place.first_sample, place.num_samples, place.num_rows):
-            raise CorruptError(
-                f"{self._origin(path)}: the block at {place.extent.offset} is (view, first sample, samples, rows) {found}"
-            )
+        part, extent = place.part, place.extent
+        block = read_block(self._label_set, part=part, extent=extent, decode=decode_label_block)
+        said = (view, place.first_sample, place.num_samples, place.num_rows)
+        check_block(self._label_set, block, part=part, extent=extent, said=said, target=self._target)
         if block.target == self._target:
             return block
-        reason = why_not_narrower(block.target, asked=self._target)
-        if reason is not None:
-            raise CorruptError(f"{self._origin(path)}: the block at {place.extent.offset} is of other labels: {reason}")
         return replace(block, target=self._target, soft_labels=narrow(block.soft_labels, asked=self._target))
 
     def _joined(self, view: int, block_id: int) -> LabelBlock:
@@ -161,7 +150,9 @@ class LabelStream:
         block = self.labels_of(view=view, block_id=block_id)
         keys = self._reader(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
         if len(keys) != place.num_samples or key_hash(keys) != block.key_hash:
-            labelled = self._table(place.part).keys[place.first_sample : place.first_sample + place.num_samples]
+            table = self._table(place.part)
+            check_keys(self._label_set, block, part=place.part, extent=place.extent, table=table)
+            labelled = table.keys[place.first_sample : place.first_sample + place.num_samples]
             equal = [mine == theirs for mine, theirs in zip(labelled, keys, strict=False)]
             differ = equal.index(False) if False in equal else len(equal)
             there = labelled[differ] if differ < len(labelled) else "others"

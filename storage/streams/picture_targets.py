@@ -21,6 +21,7 @@ from storage.streams.block_reader import BlockReader
 from storage.streams.covering import Covering
 from storage.streams.joining import require_same_samples, require_same_views, unit_codes
 from storage.streams.label_stream import LabelStream
+from storage.streams.label_tars import label_tars
 from storage.streams.recent import Recent
 from storage.streams.unit_pictures import UnitPictures
 from storage.target_blocks import TargetBlock
@@ -135,6 +136,10 @@ class PictureTargetStream:
         label_sets = {name: reader.label_set.manifest.id for name, reader in self._readers.items()}
         targets = {name: target.to_json() for name, target in self._targets.items()}
         return fingerprint({"stream": "picture labels", "label_sets": label_sets, "targets": targets})
+
+    def label_tars(self) -> dict[str, dict[str, str]]:
+        """Return what tars are read; see `ReadsLabelSets`."""
+        return label_tars(reader.label_set for reader in self._readers.values())
 
     def block_rows(self, *, epoch: int) -> IntArray:
         """Return int64 [blocks], the samples of each canonical block of the epoch's view that every label set holds.

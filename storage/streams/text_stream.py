@@ -19,6 +19,7 @@ from storage.streams.aligned_rows import AlignedRows, concatenate_rows
 from storage.streams.base import TextRows
 from storage.streams.block_reader import BlockReader
 from storage.streams.joining import require_same_blocks, require_same_tokens, require_same_views
+from storage.streams.label_tars import label_tars
 from storage.streams.recent import Recent
 from storage.target_blocks import TargetBlock
 from storage.text.token_rows import TokenRows, concatenate_tokens, offsets_of
@@ -110,6 +111,10 @@ class TextLabelStream:
         label_sets = {name: reader.label_set.manifest.id for name, reader in self._readers.items()}
         targets = {name: target.to_json() for name, target in self._targets.items()}
         return fingerprint({"stream": "text labels", "label_sets": label_sets, "targets": targets})
+
+    def label_tars(self) -> dict[str, dict[str, str]]:
+        """Return what tars are read; see `ReadsLabelSets`."""
+        return label_tars(self.label_sets.values())
 
     def _view(self, epoch: int) -> int:
         return epoch % self._num_views

@@ -20,6 +20,7 @@ from storage.parts import PartWriter
 from storage.sources import index_source, open_source
 from storage.specs import CompactCodec, ExactCodec, PartSpec
 from storage.streams.label_stream import LabelStream
+from storage.streams.label_tars import ReadsLabelSets
 from storage.verify import verify
 from tests.storage.caches import make_labeller, make_request, stored_digest, stored_row, write_pictures
 
@@ -148,6 +149,21 @@ def test_identity_is_of_the_label_set(labeller, label_set, stream, tmp_path):
     assert LabelStream(moved.label(), source=moved.source).identity() == stream.identity()
 
 
+def test_its_tars_are_told_by_label_set(labeller, label_set, stream, tmp_path):
+    assert isinstance(stream, ReadsLabelSets)
+    (told,) = stream.label_tars().values()
+    assert told["name"] == label_set.manifest.name
+    assert set(stream.label_tars()) == {label_set.manifest.id}
+    moved = make_labeller(tmp_path / "moved", dead=DEAD)
+    assert LabelStream(moved.label(), source=moved.source).label_tars() == stream.label_tars()
+    # The same label set, of which another row is dead.
+    other = make_labeller(tmp_path / "other", dead=DEAD_BLOCK)
+    other_stream = LabelStream(other.label(), source=other.source)
+    assert other_stream.identity() == stream.identity()
+    assert other_stream.label_tars().keys() == stream.label_tars().keys()
+    assert other_stream.label_tars() != stream.label_tars()
+
+
 def test_a_source_of_other_pictures_is_refused_with_both_keys(label_set, tmp_path):
     source = open_source(write_pictures(tmp_path, prefix="x"))
     stream = LabelStream(label_set, source=source)
@@ -209,7 +225,7 @@ def test_damage_met_while_reading_names_the_part_and_the_remedy(tmp_path, damage
         path.write_bytes(data if damage == "flipped" else data[: block["offset"] + 9])
     problem = {"flipped": "has checksum", "short": "the part is truncated", "gone": "is missing"}[damage]
     assert stream.read(epoch=0, block_ids=np.array([0]), rows=np.array([0])).keys == ["ant/000.jpg"]
-    with pytest.raises(CorruptError, match=f"{path}.* {problem}.*run decant label again"):
+    with pytest.raises(CorruptError, match=f"{path}.* {problem}.*run decant repair CONFIG"):
         read_all(stream)
     path.unlink(missing_ok=True)
     labeller.label()
@@ -290,5 +306,5 @@ def test_a_label_set_may_be_served_by_wider_parts(tmp_path):
     record = stray.cache.commit_part(data, record=record)
     lying = [(replace(used[0][0], part=record.part), record), *used[1:]]
     stream = LabelStream(narrow.commit(lying, name="lying", num_views=2), source=wide.source)
-    with pytest.raises(CorruptError, match="is of other labels: target.k is 1, less than 2"):
+    with pytest.raises(CorruptError, match="is of other labels: target.k is 1, less than 2; run decant label again"):
         read_all(stream)

@@ -20,6 +20,7 @@ from storage.samples import SampleTable
 from storage.sources import open_source
 from storage.specs import EmbeddingsSpec, Float16Codec, HiddenStatesSpec, PartSpec, RelationsSpec, RequestSpec
 from storage.specs.features import rows_of_samples
+from storage.streams.label_tars import ReadsLabelSets
 from storage.streams.picture_targets import PictureTargetStream
 from storage.target_blocks import encode_target_block
 from tests.storage.caches import Labeller, make_labeller, row_seed, stored_row
@@ -156,6 +157,8 @@ def test_targets_are_narrowed_and_others_are_refused(tmp_path):
     assert list(rows.targets) == ["hidden"]
     assert list(rows.targets["hidden"].values.tensors) == ["hidden.2"]
     assert stream.identity() != PictureTargetStream(both, source=source, targets={"hidden": HIDDEN}).identity()
+    assert isinstance(stream, ReadsLabelSets)
+    assert stream.label_tars().keys() == {labels.manifest.id, hidden.manifest.id}
     view = labeller.request.view.model_copy(update={"seed": 9})
     other = make_features(labeller, HIDDEN, rows_per_block=3, view=view).label(name="other")
     with pytest.raises(MismatchError, match=r"view\.seed: 0 in labels .label set 'tiny'., 9 in hidden"):

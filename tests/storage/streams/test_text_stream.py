@@ -15,6 +15,7 @@ from storage import codecs
 from storage.errors import CorruptError, MismatchError
 from storage.order import EpochOrder
 from storage.specs import AttentionSpec, EmbeddingsSpec, Float16Codec, RelationsSpec, SoftLabelsSpec
+from storage.streams.label_tars import ReadsLabelSets
 from storage.streams.text_stream import TextLabelStream
 from tests.storage.caches import make_labeller
 from tests.storage.text_caches import (
@@ -138,6 +139,8 @@ def test_rows_are_narrowed(joined):
     assert rows.targets["labels"].values.probs.shape[1] == 2
     assert rows.targets["labels"].target == fewer_classes
     assert stream.identity() != whole.identity()
+    assert isinstance(stream, ReadsLabelSets)
+    assert stream.label_tars().keys() == {label_set.manifest.id for label_set in joined[0].values()}
     with pytest.raises(MismatchError, match="cannot serve this target: target.layers lacks 3"):
         TextLabelStream(joined[0], targets={"hidden": HIDDEN.model_copy(update={"layers": (1, 3)})})
 
@@ -224,7 +227,7 @@ def test_damage_names_the_part_and_the_remedy(tmp_path, damage):
     path.write_bytes(data if damage == "flipped" else data[: block["offset"] + 9])
     stream = TextLabelStream({"only": label_set})
     assert stream.read(epoch=0, block_ids=np.array([0]), rows=np.array([1])).keys == ["doc001"]
-    with pytest.raises(CorruptError, match=f"{path}.*run decant label again"):
+    with pytest.raises(CorruptError, match=f"{path}.*run decant repair CONFIG"):
         read_all(stream)
 
 
