@@ -91,7 +91,7 @@ def _reasons(figures: dict[str, Any], *, num_same: int, num_lent: int) -> list[s
         lines.append(f"  reused  {same_rows:>14,}{num_same:>8,}  the same teacher, views, target and samples")
     if figures["num_lent_rows"]:
         wider = "; ".join(target_words(_TARGET.validate_json(json.dumps(one))) for one in figures["lenders"].values())
-        lines.append(f"  reused  {figures['num_lent_rows']:>14,}{num_lent:>8,}  from wider labels of them: {wider}")
+        lines.append(f"  reused  {figures['num_lent_rows']:>14,}{num_lent:>8,}  from wider or finer labels of them: {wider}")
     if figures["num_computed_rows"]:
         new = figures["num_new_units"]
         what = [f"{new:,} of {figures['num_units']:,} units have no such labels yet"] if new else []

@@ -10,7 +10,7 @@ from storage.config import ExperimentConfig
 from storage.config.labels import EvaluationViewsConfig, RandomViewsConfig
 from storage.config.targets import SoftLabelsConfig
 from storage.errors import ConfigError
-from storage.specs import EvaluationView, RandomResizedCropView, RequestSpec, SoftLabelsSpec, TargetSpec
+from storage.specs import EvaluationView, HiddenStatesSpec, RandomResizedCropView, RequestSpec, SoftLabelsSpec, TargetSpec
 
 
 def resolve_view(config: ExperimentConfig, *, evaluation: EvaluationView) -> EvaluationView | RandomResizedCropView:
@@ -48,6 +48,8 @@ def resolve_requests(config: ExperimentConfig, *, facts: AnyTeacherFacts) -> dic
             spec = resolve_features(
                 target, shape=facts.shape, max_tokens=1, head_sha256=None, name=facts.spec.architecture, key=key
             )
+            if isinstance(spec, HiddenStatesSpec) and spec.tokens == "mean":
+                spec = spec.model_copy(update={"mean_version": 2})
         requests[name] = RequestSpec(teacher=facts.spec, view=resolve_view(config, evaluation=facts.evaluation), target=spec)
     return requests
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from storage.specs.base import Spec
 
@@ -55,10 +55,19 @@ class HiddenStatesSpec(Spec):
     codec: FeatureCodecSpec
     head_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest of the teacher's frozen head, kept beside the labels; the last of `layers` is then what the head reads."""
+    mean_version: Literal[2] | None = None
+    """2 where means are of pictures. Without it such rows hold the sum over tokens, which a release once took for the mean."""
+
+    @model_serializer(mode="wrap")
+    def _without_version(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = serialize(self)
+        return {name: value for name, value in data.items() if name != "mean_version" or value is not None}
 
     @model_validator(mode="after")
     def _check(self) -> HiddenStatesSpec:
         _check_layers(self.layers)
+        if self.mean_version is not None and self.tokens != "mean":
+            raise ValueError(f"mean_version {self.mean_version} of tokens: {self.tokens}, which are no mean; leave it out")
         if self.head_sha256 is not None and self.tokens == "mean":
             raise ValueError("a head reads hidden states of tokens, not their mean; leave the head out, or tokens: mean")
         return self

@@ -61,6 +61,14 @@ class RequestSpec(Spec):
         return self.view
 
     @property
+    def why_wrong(self) -> str | None:
+        """What is known to be wrong with the values of such labels, whole as their bytes are; None: nothing."""
+        summed = isinstance(self.target, HiddenStatesSpec) and self.target.tokens == "mean" and self.target.mean_version is None
+        if not summed or isinstance(self.view, TokensView | MaskedTokensView):
+            return None
+        return "holds the sum over tokens where their mean was asked for: the release that made it divided by nothing"
+
+    @property
     def soft_labels(self) -> SoftLabelsSpec:
         """The target, which is soft labels.
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines import transforms
+from storage.cache import Cache
+from storage.label_set import LabelSet
+from storage.sources import open_source
+from storage.streams.label_stream import LabelStream
+from tests.pipelines import support
 from tests.pipelines.networks import DRIFT
 from tests.pipelines.support import (
     ROOT,
@@ -203,7 +211,7 @@ def test_a_smaller_k_or_a_coarser_codec_is_served_from_what_is_stored(command, m
         config = made(f"narrow{number}", target=target)
         plan = command("plan", config, "--json").json
         assert (plan["num_lent_rows"], plan["num_computed_rows"], plan["teacher_loaded"]) == (48, 0, False)
-        assert "from wider labels of them: top 3, exact codec" in command("plan", config).out
+        assert "from wider or finer labels of them: top 3, exact codec" in command("plan", config).out
         report = command("label", config, "--json").json
         assert (report["num_rows"], report["num_computed_rows"]) == (48, 0)
         assert "served by      parts that hold top 3" in command("cache", "show", tmp_path / "cache", report["label_set"]).out
@@ -211,6 +219,36 @@ def test_a_smaller_k_or_a_coarser_codec_is_served_from_what_is_stored(command, m
     assert loads == ["timm"]
     refused = command("plan", made("warm", target={"k": 2, "generation_temperature": 2.0}))
     assert "target.generation_temperature is 1.0, not 2.0" in refused.out
+
+
+def stored_labels(config, label_set):
+    """Every row of the first view as a student gets it."""
+    parsed = support.config_of(json.loads(Path(config).read_text()))
+    opened = LabelSet.open(Cache.at(parsed.cache), name_or_id=label_set)
+    stream = LabelStream(opened, source=open_source(parsed.source))
+    sizes = stream.block_rows(epoch=0)
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    return stream.read(epoch=0, block_ids=np.repeat(np.arange(len(sizes)), sizes), rows=rows).soft_labels
+
+
+def test_dense_labels_serve_the_top_k_as_they_lie(command, made, loads, tmp_path):
+    dense = made("dense", target={"k": None, "codec": {"kind": "dense"}})
+    whole = stored_labels(dense, command("label", dense, "--json").json["label_set"])
+    transforms._teachers.clear()
+    top = np.sort(np.argsort(-whole.probs, axis=1)[:, :2], axis=1)
+    for number, codec in enumerate([{"kind": "exact"}, {"kind": "compact"}]):
+        config = made(f"narrow{number}", target={"k": 2, "codec": codec})
+        plan = command("plan", config, "--json").json
+        assert (plan["num_lent_rows"], plan["num_computed_rows"], plan["teacher_loaded"]) == (48, 0, False)
+        assert "from wider or finer labels of them: dense codec" in command("plan", config).out
+        report = command("label", config, "--json").json
+        assert (report["num_rows"], report["num_computed_rows"]) == (48, 0)
+        assert command("cache", "verify", tmp_path / "cache", report["label_set"]).status == 0
+        found = stored_labels(config, report["label_set"])
+        assert np.array_equal(found.class_ids, top)
+        assert np.array_equal(found.probs, np.take_along_axis(whole.probs, top, axis=1))
+        np.testing.assert_allclose(found.probs.sum(axis=1) + found.rest, 1, atol=1e-6)
+    assert loads == ["timm"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from storage.soft_labels import SoftLabels
 from storage.specs import (
     AttentionSpec,
     CompactCodec,
+    DenseCodec,
     ExactCodec,
     Float16Codec,
     HiddenStatesSpec,
@@ -23,7 +24,7 @@ from storage.specs import (
 )
 from tests.storage.rows import SHAPES, make_rows
 
-EXACT, COMPACT = ExactCodec(), CompactCodec()
+EXACT, COMPACT, DENSE = ExactCodec(), CompactCodec(), DenseCodec()
 
 
 def spec(k, codec=EXACT, *, num_classes=1000, **options):
@@ -40,6 +41,10 @@ def spec(k, codec=EXACT, *, num_classes=1000, **options):
         (spec(None, COMPACT), spec(10, COMPACT)),
         (spec(None, COMPACT), spec(255, COMPACT)),
         (spec(None, COMPACT), spec(None, CompactCodec(levels=48))),
+        (spec(None, DENSE), spec(10)),
+        (spec(None, DENSE), spec(1000)),
+        (spec(None, DENSE), spec(10, COMPACT)),
+        (spec(None, DENSE), spec(None, COMPACT)),
     ],
 )
 def test_more_serves_less(stored, asked):
@@ -56,6 +61,12 @@ def test_more_serves_less(stored, asked):
         (spec(None, COMPACT), spec(256, COMPACT), "it keeps at most 255 classes a row, fewer than k 256"),
         (spec(9, num_classes=10), spec(9, num_classes=11), "target.num_classes is 10, not 11"),
         (spec(9, generation_temperature=2.0), spec(9), "target.generation_temperature is 2.0, not 1.0"),
+        (spec(None, DENSE, num_classes=10), spec(9, num_classes=11), "target.num_classes is 10, not 11"),
+        (
+            spec(10, num_classes=10),
+            spec(None, DENSE, num_classes=10),
+            "target.codec is {'kind': 'exact', 'version': 1}, which serves dense only if it is the same",
+        ),
     ],
 )
 def test_less_does_not_serve_more_and_says_why(stored, asked, reason):
@@ -112,6 +123,34 @@ def test_the_top_of_exact_labels_is_what_the_smaller_k_would_have_stored(seed, a
     assert [list(row) for row in as_dicts(found)] == [list(row) for row in as_dicts(direct)]
 
 
+@given(st.integers(0, 2**20), st.sampled_from([1, 5, 50]), st.sampled_from([EXACT, COMPACT]), st.sampled_from(SHAPES))
+def test_the_top_of_dense_labels_is_what_the_asked_k_would_have_stored(seed, asked_k, codec, shape):
+    rows, stored = stored_rows(seed, target=spec(None, DENSE, num_classes=50), shape=shape)
+    found = narrow(stored, asked=spec(asked_k, codec, num_classes=50))
+    assert (found.probs.shape, found.class_ids.shape) == ((len(rows), asked_k), (len(rows), asked_k))
+    for probs, ids, kept, mass, rest in zip(
+        stored.probs, found.class_ids, found.probs, found.probs.sum(axis=1), found.rest, strict=True
+    ):
+        # Of equal ones the first.
+        expected = sorted(np.lexsort((np.arange(50), -probs))[:asked_k].tolist())
+        assert ids.tolist() == expected
+        assert np.array_equal(kept, probs[expected])
+        assert mass + rest == pytest.approx(1, abs=1e-5)
+
+
+def test_rows_of_dense_labels_that_a_quality_level_cuts_differ_in_length():
+    probs = np.full((2, 400), 0.4 / 397, dtype=np.float32)
+    probs[:, 5] = 0.6 - 2 * 0.4 / 397
+    probs[1] = [1.0 - 399e-9, *[1e-9] * 399]
+    ids = np.tile(np.arange(400, dtype=np.int32), (2, 1))
+    rows = SoftLabels(class_ids=ids, probs=probs, rest=np.zeros(2, np.float32), num_classes=400)
+    found = narrow(rows, asked=spec(None, CompactCodec(levels=64), num_classes=400))
+    kept = found.probs > 0
+    assert kept.sum(axis=1).tolist() == [255, 1]
+    assert found.class_ids[0].tolist() == list(range(255))
+    np.testing.assert_allclose(found.probs.sum(axis=1) + found.rest, 1, atol=1e-5)
+
+
 def test_a_quality_level_leaves_out_what_does_not_reach_half_of_one():
     probs = np.float32([[0.6, 0.0001, 0.3], [0.5, 0.4, 0.05]])
     rows = SoftLabels(class_ids=np.int32([[3, 5, 9], [0, 1, 2]]), probs=probs, rest=1 - probs.sum(axis=1), num_classes=50)
@@ -149,6 +188,9 @@ def attention(layers, vectors=("query", "key", "value"), **options):
     return AttentionSpec(layers=layers, vectors=vectors, **{**sizes, **options})
 
 
+PICTURE_MEAN = hidden((3,), tokens="mean", mean_version=2)
+
+
 @pytest.mark.parametrize(
     ("stored", "asked"),
     [
@@ -160,6 +202,10 @@ def attention(layers, vectors=("query", "key", "value"), **options):
         (attention((1, 2)), attention((2,))),
         (attention((1, 2)), attention((1, 2), ("query", "key"))),
         (attention((1, 2)), attention((1,), ("value",))),
+        (hidden((3, 6)), hidden((6,), codec=Int8Codec())),
+        (hidden((3, 6)), hidden((3, 6), codec=Int8Codec(group=8))),
+        (attention((1,), codec=Float16Codec()), attention((1,), ("key",))),
+        (PICTURE_MEAN, PICTURE_MEAN.model_copy(update={"codec": Int8Codec()})),
     ],
 )
 def test_more_vectors_serve_fewer_and_are_not_copied(stored, asked):
@@ -176,7 +222,11 @@ def test_more_vectors_serve_fewer_and_are_not_copied(stored, asked):
     [
         (hidden((0, 3)), hidden((0, 6, 9)), "target.layers lacks 6, 9"),
         (hidden((0, 3)), hidden((3,), tokens="mean"), "target.tokens is 'all', not 'mean'"),
-        (hidden((0, 3)), hidden((3,), codec=Int8Codec()), "target.codec is "),
+        (hidden((0, 3), codec=Int8Codec()), hidden((3,)), "target.codec is "),
+        (hidden((3,), codec=Int8Codec(group=8)), hidden((3,), codec=Int8Codec()), "target.codec is "),
+        (hidden((3,), tokens="mean"), PICTURE_MEAN, "target.mean_version is None, not 2"),
+        (PICTURE_MEAN, hidden((3,), tokens="mean"), "target.mean_version is 2, not None"),
+        (PICTURE_MEAN, hidden((3,)), "target.tokens is 'mean', not 'all'"),
         (hidden((6,)), hidden((6,), head_sha256=HEAD), f"target.head_sha256 is None, not '{HEAD}'"),
         (hidden((3, 6), head_sha256=HEAD), hidden((3,), head_sha256=HEAD), "its head reads layer 6, not 3"),
         (hidden((1,)), attention((1,)), "target.kind is hidden_states, not attention"),

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from storage.specs import CompactCodec, EvaluationView, ExactCodec, PartSpec, RandomResizedCropView, RequestSpec, SoftLabelsSpec
+from storage.specs import (
+    CompactCodec,
+    EvaluationView,
+    ExactCodec,
+    Float16Codec,
+    HiddenStatesSpec,
+    PartSpec,
+    RandomResizedCropView,
+    RequestSpec,
+    SoftLabelsSpec,
+)
 from tests.storage.caches import make_request
 
 
@@ -16,6 +26,17 @@ def test_fingerprints_never_change():
         make_request(codec=ExactCodec(), num_views=1).fingerprint()
         == "b4179606ec6c86eb6c7f8d0277378fe5bacbd9869ae50f347d0f066dfab9d692"
     )
+
+
+def test_a_mean_is_told_from_the_sum_that_was_stored_for_it_and_nothing_else_changes():
+    mean = HiddenStatesSpec(layers=(3,), tokens="mean", width=4, codec=Float16Codec())
+    assert mean.fingerprint() == "c0b74dc3cbbfce53f6bc5fd939797bb258cfb7fc1bb9debeed8fe3c1c5e0d28a"
+    assert "mean_version" not in mean.to_json()
+    now = HiddenStatesSpec(**{**mean.model_dump(), "codec": Float16Codec(), "mean_version": 2})
+    assert now.fingerprint() != mean.fingerprint()
+    assert HiddenStatesSpec.model_validate_json(now.model_dump_json()) == now
+    with pytest.raises(ValidationError, match="mean_version 2 of tokens: all, which are no mean; leave it out"):
+        HiddenStatesSpec(layers=(3,), tokens="all", width=4, codec=Float16Codec(), mean_version=2)
 
 
 def test_every_field_is_part_of_the_identity():
