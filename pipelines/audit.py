@@ -43,7 +43,8 @@ def audit(
         seed: another one chooses other rows.
 
     Raises:
-        MismatchError: teacher or source are not those of the label set; every field that differs, with both values.
+        MismatchError: teacher or source are not those of the label set; every field that differs, with both values. Or its
+            values are known to be wrong.
         CacheError: the label set cannot be read.
         TeacherError: the teacher cannot be loaded or run.
     """
@@ -52,6 +53,7 @@ def audit(
     if num_rows < 1 or (threshold is not None and not 0 <= threshold <= 1):
         raise ConfigError(f"an audit of {num_rows} rows with threshold {threshold}: give at least 1 row, a threshold in [0, 1]")
     opened = LabelSet.open(Cache.at(config.cache), name_or_id=label_set or next(iter(label_set_names(config).values())))
+    opened.check_values()
     if config.generation.torch_threads is not None:
         torch.set_num_threads(config.generation.torch_threads)
     of_text = isinstance(opened.manifest.request.view, TokensView | MaskedTokensView)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from storage.checked_reading import check_keys, read_block, read_samples
 from storage.codecs.rounding import rounding_limits
 from storage.codecs.values import TargetValues
-from storage.errors import CorruptError
 from storage.features import FeatureRows
-from storage.hashing import key_hash
 from storage.label_blocks import LabelBlock, decode_label_block
 from storage.label_set import LabelSet
-from storage.parts import BlockExtent, Extent
-from storage.samples import decode_samples
+from storage.parts import BlockExtent
 from storage.specs import SoftLabelsSpec, TargetSpec
 from storage.target_blocks import TargetBlock, decode_target_block
 from storage.views import view_uniforms
@@ -102,20 +100,18 @@ def stored_rows(label_set: LabelSet, *, num_rows: int, seed: int) -> Iterator[St
 
 
 def _rows_of_part(label_set: LabelSet, *, part: int, asked: list[tuple[int, int]]) -> Iterator[StoredRow]:
-    table, path = label_set.parts, label_set.tar_path(part)
-    origin = f"{label_set.cache.store.url}/{path}"
-    extent = Extent(**table.column("samples")[part].as_py())
-    keys = decode_samples(label_set.read_extent(path, extent), origin=origin).keys
+    table, samples = label_set.parts, read_samples(label_set, part=part)
+    keys = samples.keys
     blocks = [BlockExtent(**block) for block in table.column("blocks")[part].as_py()]
     seen: set[tuple[int, int]] = set()
-    decode = decode_label_block if isinstance(label_set.manifest.request.target, SoftLabelsSpec) else decode_target_block
+    of_labels = isinstance(label_set.manifest.request.target, SoftLabelsSpec)
+    decode: Callable[..., LabelBlock | TargetBlock] = decode_label_block if of_labels else decode_target_block
     decoded: tuple[BlockExtent, LabelBlock | TargetBlock] | None = None
     for view, position in asked:
         extent = next(b for b in blocks if b.view == view and b.first_sample <= position < b.first_sample + b.num_samples)
         if decoded is None or decoded[0] != extent:
-            block = decode(label_set.read_extent(path, extent), origin=origin)
-            if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
-                raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
+            block = read_block(label_set, part=part, extent=extent, decode=decode)
+            check_keys(label_set, block, part=part, extent=extent, table=samples)
             decoded = extent, block
         block = decoded[1]
         if not len(block.positions):

@@ -15,16 +15,18 @@ from pipelines.survey import Survey
 from storage.cache import Cache
 from storage.errors import CorruptError
 from storage.label_set import LabelSet, UsedPart
-from storage.parts import PartRecord
-from storage.specs import PartSpec, RequestSpec
+from storage.parts import BlockExtent, Extent, PartRecord
+from storage.specs import HiddenStatesSpec, PartSpec, RequestSpec
 from storage.upkeep.damage import (
     DamagedFile,
     ForgivingCache,
+    head_damage,
     label_set_damage,
     name_damage,
     nameless_tar_damage,
     read_record,
     request_damage,
+    rows_damage,
     tar_damage,
 )
 
@@ -121,12 +123,12 @@ def _by_manifest(label_set: LabelSet, *, files: list[DamagedFile], progress: boo
     requests = {one.fingerprint(): one for one in (manifest.request.model_copy(update={"target": t}) for t in targets)}
     used_requests = sorted({manifest.request.fingerprint(), *pc.unique(table.column("request")).to_pylist()})
     files += [damaged for request in used_requests if (damaged := request_damage(cache, request=request)) is not None]
-    columns = table.select(
-        ["unit_name", "unit_digest", "request", "first_view", "num_views", "tar_name", "tar_bytes", "tar_sha256"]
-    )
+    target = manifest.request.target
+    head = target.head_sha256 if isinstance(target, HiddenStatesSpec) else None
+    files += [damaged for one in [head] if one is not None and (damaged := head_damage(cache, sha256=one)) is not None]
     parts = []
     for row in _watched(range(table.num_rows), progress=progress):
-        cell = {name: columns.column(name)[row].as_py() for name in columns.column_names}
+        cell = {name: table.column(name)[row].as_py() for name in table.column_names}
         views = _VIEWS.search(cell["tar_name"])
         if views is None:
             raise CorruptError(f"{cache.store.url}/{label_set.folder}: {cell['tar_name']!r} names no views")
@@ -135,11 +137,19 @@ def _by_manifest(label_set: LabelSet, *, files: list[DamagedFile], progress: boo
         damage = []
         record = read_record(cache, part=part)
         tar = tar_damage(cache, path=label_set.tar_path(row), num_bytes=cell["tar_bytes"], tar_sha256=cell["tar_sha256"])
+        tar = tar or rows_damage(
+            cache,
+            path=label_set.tar_path(row),
+            num_samples=cell["num_samples"],
+            samples=Extent(**cell["samples"]),
+            blocks=[BlockExtent(**block) for block in cell["blocks"]],
+            request=manifest.request,
+        )
         outdated = False
         if isinstance(record, DamagedFile):
             damage.append(record)
         elif record.tar_name != cell["tar_name"]:
-            newer = _tar_of(cache, record=record)
+            newer = _tar_of(cache, record=record, request=manifest.request)
             damage += [newer] if newer is not None else []
             outdated = newer is None
         if tar is not None:
@@ -190,7 +200,7 @@ def _by_plan(cache: Cache, *, survey: Survey, files: list[DamagedFile], progress
             damage += [damaged for path in paths if (damaged := nameless_tar_damage(cache, path=path)) is not None]
         else:
             committed, num_bytes = record.tar_name, record.tar_bytes
-            tar = _tar_of(cache, record=record)
+            tar = _tar_of(cache, record=record, request=request)
             damage += [tar] if tar is not None else []
         parts.append(InspectedPart(used=used, committed=committed, num_bytes=num_bytes, outdated=False, damage=tuple(damage)))
     return Inspection(
@@ -205,8 +215,11 @@ def _by_plan(cache: Cache, *, survey: Survey, files: list[DamagedFile], progress
     )
 
 
-def _tar_of(cache: Cache, *, record: PartRecord) -> DamagedFile | None:
-    return tar_damage(cache, path=cache.tar_name(record), num_bytes=record.tar_bytes, tar_sha256=record.tar_sha256)
+def _tar_of(cache: Cache, *, record: PartRecord, request: RequestSpec) -> DamagedFile | None:
+    path = cache.tar_name(record)
+    return tar_damage(cache, path=path, num_bytes=record.tar_bytes, tar_sha256=record.tar_sha256) or rows_damage(
+        cache, path=path, num_samples=record.num_samples, samples=record.samples, blocks=record.blocks, request=request
+    )
 
 
 def _tars(cache: Cache, *, requests: set[str]) -> dict[tuple[str, str], list[str]]:

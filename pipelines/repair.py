@@ -53,7 +53,7 @@ def repair(
     def survey() -> Survey:
         if not surveyed:
             _check_labels_here(config)
-            surveyed.append(survey_run(config, progress=progress))
+            surveyed.append(survey_run(config, progress=progress, writes=not dry_run))
         return surveyed[0]
 
     found = inspect(cache, name=config.name, survey=survey, progress=progress)
@@ -62,6 +62,7 @@ def repair(
     if dry_run:
         return _report(config, found, problems=_problems(found.damage), text=_what_would_be_done(found))
     _check_not_imported(found)
+    _check_not_wrong(found)
     broken = [part for part in found.parts if part.damage]
     _check_can_compute(found, survey=survey())
     folder = _set_aside(cache, found.damage)
@@ -112,6 +113,15 @@ def _check_not_imported(found: Inspection) -> None:
             f"the labels of label set {found.label_set} were imported, and nothing here can compute them; nothing was moved. "
             f"Remove what is damaged and {IMPORT_AGAIN}: only that is computed anew\n"
             + "\n".join(_listed(_problems(found.damage)))
+        )
+
+
+def _check_not_wrong(found: Inspection) -> None:
+    """Refuse, before anything is moved, to make anew what no reader takes."""
+    wrong = found.request.why_wrong
+    if wrong is not None:
+        raise MismatchError(
+            f"label set {found.label_set} {wrong}; nothing was moved. Run decant label, which computes all of it anew"
         )
 
 

@@ -16,7 +16,7 @@ import zstandard
 
 from storage.allocation import keep_freed_memory
 from storage.codecs.columns import Bytes
-from storage.errors import FormatError
+from storage.errors import FormatError, NewerReleaseError
 from storage.hashing import canonical_json, checksum
 
 MAGIC = b"DECANT\x00\x01"
@@ -93,7 +93,7 @@ def _header(data: memoryview, *, origin: str) -> tuple[dict[str, Any], int]:
     if data[:7] != MAGIC[:7]:
         raise FormatError(f"{origin}: not a block; it starts with {bytes(data[:8])!r}")
     if data[:8] != MAGIC:
-        raise FormatError(f"{origin}: block container version {data[7]}, this release reads {MAGIC[7]}; upgrade decant")
+        raise NewerReleaseError(f"{origin}: block container version {data[7]}, this release reads {MAGIC[7]}; upgrade decant")
     if _CHECKSUM.unpack(data[-8:])[0] != checksum(data[:-8]):
         raise FormatError(f"{origin}: checksum differs; the block is damaged")
     (length,) = _LENGTH.unpack(data[8:12])
@@ -132,7 +132,7 @@ def decode_block(
     try:
         meaning, limits = read_header(header)
     except FormatError as error:
-        raise FormatError(f"{origin}: {error}") from error
+        raise type(error)(f"{origin}: {error}") from error
     streams: dict[str, Bytes] = {}
     for entry in table:
         if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and entry[0] not in streams):

@@ -18,20 +18,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from storage.errors import CorruptError, FormatError, MismatchError
+from storage.errors import CorruptError, FormatError, MismatchError, NewerReleaseError
 from storage.filesystem import Store
 from storage.hashing import canonical_json, digest, seal, unseal
 from storage.heads import FrozenHead, decode_head, encode_head
 from storage.mapping import map_ahead
 from storage.part_listing import PartListing
 from storage.parts import CommittedTar, Extent, PartRecord, check_extent
-from storage.remedies import EITHER_AGAIN, LABEL_AGAIN
+from storage.remedies import EITHER_AGAIN, EITHER_REPAIR, LABEL_AGAIN, how_to_mend
 from storage.specs import PartSpec, RequestSpec
 
 _Record = TypeVar("_Record", bound=CommittedTar)
 _NAME = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
 _NUM_READERS = 32
 """Records read from a remote store at a time: an answer takes tens of milliseconds, whatever its size."""
+_HEAD_AGAIN = f"{LABEL_AGAIN}, which writes the teacher's head anew"
 _LABEL_SET_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -87,7 +88,7 @@ class Cache:
         except FileNotFoundError as error:
             raise CorruptError(f"{origin} is missing; {EITHER_AGAIN}") from error
         if digest(data) != fingerprint:
-            raise CorruptError(f"{origin} is damaged (its sha256 is not its folder's name); remove it and {EITHER_AGAIN}")
+            raise CorruptError(f"{origin} is damaged (its sha256 is not its folder's name); {EITHER_REPAIR}")
         try:
             return RequestSpec.model_validate_json(data)
         except ValueError as error:
@@ -188,11 +189,11 @@ class Cache:
         """
         return PartListing.of(self.store, self.request_folder(request)).ranges(unit_digests)
 
-    def read_extent(self, tar_path: str, extent: Extent, *, again: str = LABEL_AGAIN) -> bytes:
+    def read_extent(self, tar_path: str, extent: Extent, *, imported: bool = False) -> bytes:
         """Return a block of a part, checked against what was committed.
 
         Args:
-            again: what makes the part anew if it is damaged.
+            imported: whether the labels were, for messages.
 
         Raises:
             CorruptError: the tar is missing, too short, or holds other bytes.
@@ -201,19 +202,19 @@ class Cache:
         try:
             data = self.store.read_range(tar_path, start=extent.offset, num_bytes=extent.num_bytes)
         except FileNotFoundError as error:
-            raise CorruptError(f"{origin} is missing; {again} to make it anew") from error
-        check_extent(data, extent, origin=origin, again=again)
+            raise CorruptError(f"{origin} is missing; {how_to_mend(imported=imported, missing=True)}") from error
+        check_extent(data, extent, origin=origin, imported=imported)
         return data
 
     def add_head(self, head: FrozenHead) -> str:
         """Write a head if it is new, or if the one that is there is damaged, and return its digest."""
         sha256 = head.sha256()
         data = encode_head(head)
-        if not self.store.create(_head_name(sha256), data):
+        if not self.store.create(head_name(sha256), data):
             try:
                 self.head(sha256)
             except CorruptError:
-                self.store.write(_head_name(sha256), data)
+                self.store.write(head_name(sha256), data)
         return sha256
 
     def head(self, sha256: str) -> FrozenHead:
@@ -222,13 +223,17 @@ class Cache:
         Raises:
             CorruptError: it is missing, damaged, or of a release this one cannot read.
         """
-        origin = f"{self.store.url}/{_head_name(sha256)}"
+        origin = f"{self.store.url}/{head_name(sha256)}"
         try:
-            head = decode_head(self.store.read(_head_name(sha256)), origin=origin)
+            head = decode_head(self.store.read(head_name(sha256)), origin=origin)
         except FileNotFoundError as error:
-            raise CorruptError(f"{origin} is missing; {LABEL_AGAIN}, which writes the teacher's head anew") from error
+            raise CorruptError(f"{origin} is missing; {_HEAD_AGAIN}") from error
+        except NewerReleaseError:
+            raise
+        except FormatError as error:
+            raise FormatError(f"{error}; {_HEAD_AGAIN}") from error
         if head.sha256() != sha256:
-            raise CorruptError(f"{origin} holds another head (its sha256 is not its name); remove it and {LABEL_AGAIN}")
+            raise CorruptError(f"{origin} holds another head (its sha256 is not its name); {_HEAD_AGAIN}")
         return head
 
     def find_name(self, name: str) -> NamedLabelSet | None:
@@ -311,5 +316,6 @@ class Cache:
                 yield name.split("/")[1]
 
 
-def _head_name(sha256: str) -> str:
+def head_name(sha256: str) -> str:
+    """Return the name of the file of a head by its digest."""
     return f"heads/{sha256}.head"

@@ -13,7 +13,7 @@ from storage.description import target_words, view_words
 from storage.errors import CacheError, CorruptError
 from storage.label_set import LabelSet
 from storage.parts import DeadLetter, PartRecord
-from storage.remedies import EITHER_AGAIN
+from storage.remedies import EITHER_REPAIR, IMPORT_AGAIN, REPAIR, are_imported
 from storage.specs import ImportedTeacher, SoftLabelsSpec, TargetSpec, TeacherSpec, TextTeacherSpec
 from storage.verify import verify
 
@@ -100,6 +100,8 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         *_value_lines(figures, target=target),
     ]
     lines += [f"  served by      parts that hold {target_words(wider)}, narrowed when read" for wider in manifest.served_by]
+    wrong = manifest.request.why_wrong
+    lines += [] if wrong is None else [f"  wrong          {wrong}; {label_set.again}"]
     if figures["agreement"] is not None:
         right = "text's own tokens" if statistics.num_positions else "hard labels"
         lines.append(f"  agreement      {figures['agreement']:.4f} with the {right}")
@@ -166,7 +168,7 @@ def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False,
         raise CacheError(f"{url} holds no label set; make one with `decant label`")
     reports, lines = [], []
     problems = cache.read_names()[1] if name is None else []
-    remedies: set[str] = set()
+    imported: set[bool] = set()
     for label_set_id in ids:
         try:
             label_set = LabelSet.open_id(cache, label_set=label_set_id)
@@ -181,7 +183,7 @@ def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False,
 
             report = verify(label_set, quick=quick, on_progress=advance)
         problems += report.problems
-        remedies |= {label_set.again} if report.problems else set()
+        imported |= {are_imported(label_set.manifest.request)} if report.problems else set()
         reports.append(
             {
                 "id": label_set_id,
@@ -199,8 +201,13 @@ def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False,
             f"{label_set_id} {label_set.manifest.name}: {report.num_parts:,} parts, {report.num_rows:,} rows, {what}: {state}"
         )
     if problems:
-        lines += [
-            *problems,
-            f"remove what is damaged and {' or '.join(sorted(remedies)) or EITHER_AGAIN}: only that is computed anew",
-        ]
+        lines += [*problems, *_remedies(imported)]
     return {"label_sets": reports, "problems": problems, "text": "\n".join(lines)}
+
+
+def _remedies(imported: set[bool]) -> list[str]:
+    """Return what mends label sets that were imported, or were not; empty where nothing is left that says it."""
+    if not imported:
+        return [EITHER_REPAIR]
+    again = f"remove what is damaged and {IMPORT_AGAIN}: only that is computed anew"
+    return [again if one else REPAIR for one in sorted(imported)]

@@ -51,6 +51,10 @@ class FormatError(CorruptError):
     """Bytes that do not follow docs/format.md, or follow a version this release cannot read."""
 
 
+class NewerReleaseError(FormatError):
+    """Bytes that a newer release wrote: nothing is damaged, and there is nothing to mend."""
+
+
 class DeadLetterLimitError(DecantError):
     """More samples failed than the config allows."""
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from storage.blocks import decode_block, encode_block
 from storage.codecs.columns import Bytes, pack, unpack
-from storage.errors import FormatError
+from storage.errors import FormatError, NewerReleaseError
 from storage.hashing import canonical_json
 from storage.specs import Spec
 
@@ -224,7 +224,7 @@ def _read_header(header: dict[str, Any]) -> tuple[HeadSpec, dict[str, int]]:
     try:
         spec = HeadSpec.model_validate_json(canonical_json(header.get("head")))
     except (ValidationError, ValueError) as error:
-        raise FormatError(f"a head: {error}; a newer release may have written it") from error
+        raise NewerReleaseError(f"a head: {error}; a newer release may have written it: upgrade decant") from error
     return spec, {f"{name}/{index}": math.prod(shape) for name, shape in spec.tensors.items() for index in range(4)}
 
 

@@ -16,7 +16,7 @@ from storage.blocks import decode_block, encode_block
 from storage.codecs import UnstoredLabels
 from storage.codecs.columns import Bytes
 from storage.codecs.stored import interleave
-from storage.errors import FormatError
+from storage.errors import FormatError, NewerReleaseError
 from storage.soft_labels import SoftLabels
 from storage.specs import SoftLabelsSpec
 
@@ -137,7 +137,8 @@ def _read_header(header: dict[str, Any]) -> tuple[_Header, dict[str, int]]:
     try:
         spec, lengths = _parse_target(json.dumps(header["target"]), num_rows=num_rows)
     except (KeyError, ValueError) as error:
-        raise FormatError(f"soft label spec of a block: {error}; a newer release may have written it") from error
+        problem = f"soft label spec of a block: {error}; a newer release may have written it: upgrade decant"
+        raise NewerReleaseError(problem) from error
     read = _Header(
         spec=spec,
         view=read_count(header, "view", limit=2**31),

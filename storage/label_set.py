@@ -22,7 +22,7 @@ from storage.hashing import canonical_json, digest, seal, unseal
 from storage.naming import did_you_mean
 from storage.parts import Extent, Info, PartRecord, PartStatistics, decode_class_means, encode_class_means
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
-from storage.remedies import EITHER_AGAIN, how_to_make_again
+from storage.remedies import EITHER_AGAIN, EITHER_REPAIR, are_imported, how_to_make_again, how_to_mend
 from storage.specs import PartSpec, RequestSpec, SoftLabelsSpec, TargetSpec
 
 _BATCH_PARTS = 8192
@@ -118,16 +118,33 @@ class LabelSet:
 
     @property
     def again(self) -> str:
-        """What makes parts anew that are lost or damaged."""
+        """What makes these labels again."""
         return how_to_make_again(self.manifest.request)
 
     def read_extent(self, tar_path: str, extent: Extent) -> bytes:
         """Return a block of a part, checked against what was committed.
 
+    @property
+    def mend(self) -> str:
+        """What makes a part whole whose tar is damaged."""
+        return how_to_mend(imported=are_imported(self.manifest.request))
+
+    def check_values(self) -> None:
+        """Refuse labels whose values are known to be wrong, though every byte is what was committed.
+
+        Raises:
+            MismatchError: they are.
+        """
+        wrong = self.manifest.request.why_wrong
+        if wrong is not None:
+            raise MismatchError(
+                f"label set {self.manifest.name!r} ({self.manifest.id}) {wrong}; {self.again}, which computes it anew"
+            )
+
         Raises:
             CorruptError: the tar is missing, too short, or holds other bytes.
         """
-        return self.cache.read_extent(tar_path, extent, again=self.again)
+        return self.cache.read_extent(tar_path, extent, imported=are_imported(self.manifest.request))
 
     @cached_property
     def _request_column(self) -> pa.Array:
@@ -170,10 +187,7 @@ def read_manifest(cache: Cache, *, label_set: str) -> Manifest:
     except ValidationError as error:
         raise FormatError(f"{origin}: not a manifest this release can read: {error}") from error
     if manifest.id != label_set:
-        raise MismatchError(
-            f"{origin} is that of {manifest.id}; the folder was renamed or the file moved: remove it and "
-            f"{how_to_make_again(manifest.request)}"
-        )
+        raise MismatchError(f"{origin} is that of {manifest.id}; the folder was renamed or the file moved: {EITHER_REPAIR}")
     return manifest
 
 

@@ -21,8 +21,8 @@ from storage.codecs.columns import pack, unpack
 from storage.errors import CorruptError, FormatError
 from storage.hashing import canonical_json, checksum, digest, key_hash, seal, unseal
 from storage.label_blocks import encode_label_block
-from storage.remedies import EITHER_AGAIN, LABEL_AGAIN
-from storage.samples import SampleTable, encode_samples
+from storage.remedies import EITHER_REPAIR, how_to_mend
+from storage.samples import MAX_UNIT_SAMPLES, SampleTable, encode_samples
 from storage.specs import PartSpec, SoftLabelsSpec, TargetSpec
 
 
@@ -144,7 +144,7 @@ class CommittedTar(BaseModel):
         """
         body = unseal(data)
         if body is None:
-            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs); remove it and {EITHER_AGAIN}")
+            raise FormatError(f"{origin}: the part record is damaged (its sha256 differs); {EITHER_REPAIR}")
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
@@ -303,21 +303,21 @@ def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
     return np.exp(logs)
 
 
-def check_extent(data: bytes, extent: Extent, *, origin: str, again: str = LABEL_AGAIN) -> None:
+def check_extent(data: bytes, extent: Extent, *, origin: str, imported: bool = False) -> None:
     """Refuse bytes that are not those a record committed.
 
     Args:
-        again: what makes the part anew once its tar is removed.
+        imported: whether the labels were.
 
     Raises:
         CorruptError: too few bytes, or another checksum.
     """
-    remedy = f"Remove this tar and {again}: only its part is computed anew"
+    remedy = how_to_mend(imported=imported)
     if len(data) != extent.num_bytes:
         raise CorruptError(
-            f"{origin}: {len(data)} of {extent.num_bytes} bytes at {extent.offset}; the part is truncated. {remedy}"
+            f"{origin}: {len(data)} of {extent.num_bytes} bytes at {extent.offset}; the part is truncated; {remedy}"
         )
     found = f"{checksum(data):016x}"
     if found != extent.checksum:
         problem = f"block at {extent.offset} has checksum {found}, committed was {extent.checksum}"
-        raise CorruptError(f"{origin}: {problem}. {remedy}")
+        raise CorruptError(f"{origin}: {problem}; {remedy}")

@@ -23,7 +23,7 @@ from storage.blocks import decode_block, encode_block
 from storage.codecs import values as value_codecs
 from storage.codecs.columns import Bytes
 from storage.codecs.values import TargetValues, UnstoredValues
-from storage.errors import FormatError
+from storage.errors import FormatError, NewerReleaseError
 from storage.specs import TargetSpec
 from storage.text.token_rows import TokenRows, offsets_of
 from storage.text.token_streams import MAX_BLOCK_TOKENS, decode_tokens, encode_tokens, token_stream_lengths
@@ -182,7 +182,7 @@ def _read_header(header: dict[str, Any]) -> tuple[_Header, Mapping[str, int]]:
     try:
         target = _parse_target(json.dumps(header["target"]))
     except (KeyError, ValueError) as error:
-        raise FormatError(f"target of a block: {error}; a newer release may have written it") from error
+        raise NewerReleaseError(f"target of a block: {error}; a newer release may have written it: upgrade decant") from error
     of_text = "vocabulary_size" in header
     read = _Header(
         target=target,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from storage.hashing import key_hash
 from storage.label_blocks import LabelBlock, decode_label_block
 from storage.label_set import LabelSet
 from storage.parts import BlockExtent, Extent, PartRecord
+from storage.remedies import are_imported
 from storage.samples import decode_samples
 from storage.soft_labels import SoftLabels
 from storage.specs import HiddenStatesSpec, MaskedTokensView, RequestSpec, SoftLabelsSpec, TokensView
@@ -71,6 +72,7 @@ def verify(label_set: LabelSet, *, quick: bool = False, on_progress: Callable[[i
                     cache,
                     **size,
                     tar_sha256=part["tar_sha256"],
+                    num_samples=part["num_samples"],
                     samples=samples,
                     blocks=blocks,
                     request=label_set.manifest.request,
@@ -147,15 +149,36 @@ def _verify_part(
     path: str,
     num_bytes: int,
     tar_sha256: str,
+    num_samples: int,
     samples: Extent,
     blocks: list[BlockExtent],
     request: RequestSpec,
 ) -> None:
-    origin = f"{cache.store.url}/{path}"
     check_tar_bytes(cache, path=path, num_bytes=num_bytes, tar_sha256=tar_sha256)
-    keys = decode_samples(cache.read_extent(path, samples), origin=origin).keys
+    check_tar_rows(cache, path=path, num_samples=num_samples, samples=samples, blocks=blocks, request=request)
+
+
+def check_tar_rows(
+    cache: Cache, *, path: str, num_samples: int, samples: Extent, blocks: Sequence[BlockExtent], request: RequestSpec
+) -> None:
+    """Refuse a tar whose bytes are those that were committed, and are not the rows that its record or a label set says.
+
+    Args:
+        num_samples: samples of the unit.
+        samples, blocks: what is said of its members.
+        request: what its labels are of.
+
+    Raises:
+        CorruptError: they are other rows, or none.
+        CacheError: the store failed, which says nothing about the bytes.
+    """
+    origin = f"{cache.store.url}/{path}"
+    imported = are_imported(request)
+    keys = decode_samples(cache.read_extent(path, samples, imported=imported), origin=origin).keys
+    if len(keys) != num_samples:
+        raise CorruptError(f"{origin}: its table lists {len(keys)} samples, committed were {num_samples}")
     for extent in blocks:
-        block = _decode_rows(cache.read_extent(path, extent), request=request, origin=origin)
+        block = _decode_rows(cache.read_extent(path, extent, imported=imported), request=request, origin=origin)
         if key_hash(keys[block.first_sample : block.first_sample + block.num_samples]) != block.key_hash:
             raise CorruptError(f"{origin}: the block at {extent.offset} is of other samples than the part's table")
         found = (block.view, block.first_sample, block.num_samples, len(block.positions))

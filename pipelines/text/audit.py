@@ -22,11 +22,11 @@ from pipelines.text.labelling import extract_rows
 from pipelines.transforms import shared_teacher
 from pipelines.values import take_values
 from pipelines.vectors import wanted_of
+from storage.checked_reading import read_block, read_samples
 from storage.config import ExperimentConfig
 from storage.errors import CacheError, ConfigError
 from storage.label_set import LabelSet
-from storage.parts import BlockExtent, Extent
-from storage.samples import decode_samples
+from storage.parts import BlockExtent
 from storage.target_blocks import TargetBlock, decode_target_block
 from storage.text.token_rows import offsets_of, spans
 
@@ -82,10 +82,8 @@ def _blocks(
     label_set: LabelSet, *, part: int, asked: list[tuple[int, int]]
 ) -> Iterator[tuple[tuple[str, ...], TargetBlock, npt.NDArray[np.int64]]]:
     """Yield keys of a part, blocks, and which of their sequences are looked at; a dead letter's place goes to the next one."""
-    table, path = label_set.parts, label_set.tar_path(part)
-    origin = f"{label_set.cache.store.url}/{path}"
-    keys = decode_samples(label_set.read_extent(path, Extent(**table.column("samples")[part].as_py())), origin=origin).keys
-    extents = [BlockExtent(**block) for block in table.column("blocks")[part].as_py()]
+    keys = read_samples(label_set, part=part).keys
+    extents = [BlockExtent(**block) for block in label_set.parts.column("blocks")[part].as_py()]
 
     def extent_of(place: tuple[int, int]) -> int:
         view, position = place
@@ -96,7 +94,7 @@ def _blocks(
         )
 
     for index, of_block in groupby(asked, key=extent_of):
-        block = decode_target_block(label_set.read_extent(path, extents[index]), origin=origin)
+        block = read_block(label_set, part=part, extent=extents[index], decode=decode_target_block)
         if len(block):
             positions = np.array([position for _, position in of_block], dtype=np.int64)
             yield keys, block, np.unique(np.searchsorted(block.positions, positions) % len(block))

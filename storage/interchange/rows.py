@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from storage.errors import CorruptError, MismatchError
-from storage.hashing import key_hash
+from storage.checked_reading import check_block, check_keys, read_block, read_samples
+from storage.errors import MismatchError
 from storage.label_blocks import decode_label_block
 from storage.label_set import LabelSet
-from storage.narrowing import narrow, why_not_narrower
-from storage.parts import Extent
-from storage.samples import SampleTable, decode_samples
+from storage.narrowing import narrow
+from storage.samples import SampleTable
 from storage.soft_labels import SoftLabels
 from storage.streams.block_places import BlockPlace, BlockPlaces
 
@@ -84,30 +82,18 @@ class RowReader:
         for block_id in np.flatnonzero(self._places.rows(view=view)).tolist():
             place = self._places.place(view=view, block_id=block_id)
             if place.part != table_part:
-                table_part, table = place.part, self._samples(place.part)
+                table_part, table = place.part, read_samples(self.label_set, part=place.part)
             yield self._read_block(place, view=view, table=table)
 
-    def _samples(self, part: int) -> SampleTable:
-        extent: dict[str, Any] = self.label_set.parts.column("samples")[part].as_py()
-        path = self.label_set.tar_path(part)
-        origin = f"{self.label_set.cache.store.url}/{path}"
-        return decode_samples(self.label_set.read_extent(path, Extent(**extent)), origin=origin)
-
     def _read_block(self, place: BlockPlace, *, view: int, table: SampleTable) -> LabelledRows:
-        path = self.label_set.tar_path(place.part)
-        origin = f"{self.label_set.cache.store.url}/{path}: the block at {place.extent.offset}"
-        block = decode_label_block(self.label_set.read_extent(path, place.extent), origin=origin)
-        found = (block.view, block.first_sample, block.num_samples, len(block.soft_labels))
-        if found != (view, place.first_sample, place.num_samples, place.num_rows):
-            raise CorruptError(f"{origin} is (view, first sample, samples, rows) {found}, not what the label set says")
-        keys = table.keys[block.first_sample : block.first_sample + block.num_samples]
-        if key_hash(keys) != block.key_hash:
-            raise CorruptError(f"{origin} is of other samples than the part's table")
-        target, soft_labels = self.label_set.manifest.request.soft_labels, block.soft_labels
+        target = self.label_set.manifest.request.soft_labels
+        part, extent = place.part, place.extent
+        block = read_block(self.label_set, part=part, extent=extent, decode=decode_label_block)
+        said = (view, place.first_sample, place.num_samples, place.num_rows)
+        check_block(self.label_set, block, part=part, extent=extent, said=said, target=target)
+        check_keys(self.label_set, block, part=part, extent=extent, table=table)
+        soft_labels = block.soft_labels
         if block.target != target:
-            reason = why_not_narrower(block.target, asked=target)
-            if reason is not None:
-                raise CorruptError(f"{origin} is of other labels: {reason}")
             soft_labels = narrow(soft_labels, asked=target)
         return LabelledRows(
             view=view,

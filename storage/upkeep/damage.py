@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from storage.cache import Cache
-from storage.errors import CorruptError, FormatError
+from storage.cache import Cache, head_name
+from storage.errors import CorruptError, FormatError, NewerReleaseError
 from storage.hashing import digest, unseal
 from storage.label_set import Manifest
-from storage.parts import CommittedTar, PartRecord
-from storage.specs import PartSpec
-from storage.verify import check_tar_bytes, tar_digest
+from storage.parts import BlockExtent, CommittedTar, Extent, PartRecord
+from storage.specs import PartSpec, RequestSpec
+from storage.verify import check_tar_bytes, check_tar_rows, tar_digest
 
 _Record = TypeVar("_Record", bound=CommittedTar)
 
@@ -102,6 +103,41 @@ def tar_damage(cache: Cache, *, path: str, num_bytes: int, tar_sha256: str) -> D
     except CorruptError as error:
         problem = str(error).removeprefix(f"{cache.store.url}/{path}: ")
         return DamagedFile(name=path, problem=problem, missing=not cache.store.exists(path))
+    return None
+
+
+def rows_damage(
+    cache: Cache, *, path: str, num_samples: int, samples: Extent, blocks: Sequence[BlockExtent], request: RequestSpec
+) -> DamagedFile | None:
+    """Return what is wrong with the rows of a tar whose bytes are whole: a writer at fault, not damage. See `check_tar_rows`.
+
+    Raises:
+        NewerReleaseError: rows of a release this one cannot read: that is no damage.
+        CacheError: the store failed, which says nothing about the bytes.
+    """
+    try:
+        check_tar_rows(cache, path=path, num_samples=num_samples, samples=samples, blocks=blocks, request=request)
+    except NewerReleaseError:
+        raise
+    except CorruptError as error:
+        return DamagedFile(name=path, problem=str(error).removeprefix(f"{cache.store.url}/{path}: "), missing=False)
+    return None
+
+
+def head_damage(cache: Cache, *, sha256: str) -> DamagedFile | None:
+    """Return what is wrong with the file of a teacher's head.
+
+    Raises:
+        NewerReleaseError: a head of a release this one cannot read: that is no damage.
+    """
+    name = head_name(sha256)
+    try:
+        cache.head(sha256)
+    except NewerReleaseError:
+        raise
+    except CorruptError as error:
+        problem = str(error).removeprefix(f"{cache.store.url}/{name}").lstrip(": ").split("; ")[0]
+        return DamagedFile(name=name, problem=problem, missing=not cache.store.exists(name))
     return None
 
 

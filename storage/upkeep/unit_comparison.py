@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.checked_reading import read_samples
 from storage.errors import CacheError
 from storage.hashing import key_hash
 from storage.label_set import LabelSet
-from storage.parts import Extent
-from storage.samples import SampleTable, decode_samples
+from storage.samples import SampleTable
 from storage.sources import IndexedUnit
 
 SHOWN = 10
@@ -103,9 +103,7 @@ def _samples_of(label_set: LabelSet, *, name: str) -> SampleTable:
         CacheError: its part cannot be read.
     """
     index = pc.index(label_set.parts.column("unit_name"), pa.scalar(name)).as_py()
-    path = label_set.tar_path(index)
-    extent = Extent(**label_set.parts.column("samples")[index].as_py())
-    return decode_samples(label_set.read_extent(path, extent), origin=f"{label_set.cache.store.url}/{path}")
+    return read_samples(label_set, part=index)
 
 
 def why_changed(one: LabelSet, other: LabelSet, *, name: str) -> str:

@@ -100,7 +100,7 @@ def test_an_older_manifest_whose_part_was_made_anew_is_refused(specimen):
     [(name, copies)] = [(name, copies) for name, copies in specimen.older.items() if file_kind(name) == "manifest"]
     outcome = specimen.judge(Fault(kind="older copy", after={name: copies[-1]}))
     assert (outcome.state, outcome.clear, outcome.verify_finds) == ("detected", True, True)
-    assert "is missing; run decant label again" in outcome.error
+    assert "is missing; run decant repair CONFIG" in outcome.error
 
 
 def test_an_older_manifest_with_all_it_names_is_what_it_was_and_verify_tells(specimen):

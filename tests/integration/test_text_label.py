@@ -93,7 +93,7 @@ def test_several_targets_become_label_sets_over_the_same_samples(command, made, 
     assert reports["hidden"]["relative_error"] < 0.02
     assert command("cache", "verify", tmp_path / "cache").status == 0
     fewer = made(file="fewer", name="fewer", target={"kind": "hidden_states", "layers": [2]})
-    assert "from wider labels of them" in command("plan", fewer).out
+    assert "from wider or finer labels of them" in command("plan", fewer).out
     assert command("label", fewer, "--json").json["num_computed_rows"] == 0
 
 
@@ -107,6 +107,11 @@ def test_the_head_of_hidden_states_lies_in_the_cache_and_comes_back_when_it_is_l
     assert command("cache", "verify", tmp_path / "cache").status == 1
     assert command("label", config, "--json").json["num_computed_rows"] == 0
     assert head.read_bytes() == data
+    for damage in (head.unlink, lambda: head.write_bytes(data[:-1])):
+        damage()
+        assert "run decant repair CONFIG" in command("cache", "verify", tmp_path / "cache").out
+        assert command("repair", config).status == 0
+        assert head.read_bytes() == data
 
 
 def test_bad_documents_are_listed_and_limited(command, made, tmp_path):

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from pipelines import transforms
+from pipelines.audit import audit
+from pipelines.describe import describe_plan
 from pipelines.estimate import estimate
 from pipelines.label import plan_run, plan_runs, run_label, run_labels
+from pipelines.plan import make_plan
 from storage.cache import Cache
+from storage.catalogue import show_label_set
 from storage.codecs.values import TargetValues
-from storage.errors import ConfigError, TeacherError
+from storage.errors import ConfigError, MismatchError, TeacherError
 from storage.images import decode_image
 from storage.label_set import LabelSet
 from storage.parts import BlockExtent
+from storage.streams.block_reader import BlockReader
+from storage.streams.picture_targets import PictureTargetStream
 from storage.target_blocks import decode_target_block
 from storage.verify import verify
 from storage.views import draw_view_params, render
@@ -123,6 +133,55 @@ def test_vectors_of_a_vision_transformer_of_timm(tmp_path, pictures, checkpoint)
         close(rows["relations"][where]["value_relations.1"], pairs[:, None])
     again = plan_runs(config_of(data), progress=False)
     assert not any(run.plan.tasks for run in again)
+
+
+def test_sums_that_were_once_stored_for_means_are_refused_and_computed_anew(tmp_path, pictures, checkpoint):
+    config = config_of(data_of(tmp_path, pictures, timm_teacher(checkpoint), targets={"mean": TARGETS["mean"]}))
+    (run,) = plan_runs(config, progress=False)
+    # As the release before asked for them, whose rows were sums.
+    target = run.plan.request.target.model_copy(update={"mean_version": None})
+    older = run.plan.request.model_copy(update={"target": target})
+    plan = make_plan(run.cache, request=older, units=run.units, num_views=2, views_per_part=2)
+    (report,) = run_labels([replace(run, plan=plan)], progress=False)
+    held = LabelSet.open_id(run.cache, label_set=report.label_set)
+    saying = rf"label set 'tiny.mean' \({report.label_set}\) holds the sum over tokens .*; run decant label again"
+    with pytest.raises(MismatchError, match=saying):
+        BlockReader(held)
+    with pytest.raises(MismatchError, match=saying):
+        audit(config, num_rows=1, progress=False)
+    assert "wrong          holds the sum over tokens" in show_label_set(run.cache.store.url, name="tiny.mean")["text"]
+    (again,) = plan_runs(config, progress=False)
+    assert (again.plan.num_missing_rows, again.plan.num_lent_rows) == (18, 0)
+    assert again.plan.not_lending == {older.fingerprint(): "target.mean_version is None, not 2"}
+    run_labels([again], progress=False)
+    right = LabelSet.open(run.cache, name_or_id="tiny.mean")
+    assert len(BlockReader(right).block(view=0, block_id=0)) > 0
+    assert audit(config, num_rows=6, progress=False)["num_failing_rows"] == 0
+
+
+def test_float16_serves_requests_for_int8_as_it_lies(tmp_path, pictures, checkpoint):
+    teacher = timm_teacher(checkpoint)
+    run_labels(plan_runs(config_of(data_of(tmp_path, pictures, teacher, targets={"hidden": TARGETS["hidden"]})), progress=False))
+    transforms._teachers.clear()
+    coarse = {"kind": "hidden_states", "layers": [1], "codec": {"kind": "int8"}}
+    config = config_of({**data_of(tmp_path, pictures, teacher, targets={"coarse": coarse}), "name": "other"})
+    (run,) = plan_runs(config, progress=False)
+    assert (run.plan.num_lent_rows, run.plan.num_missing_rows, run.teacher_loaded) == (18, 0, False)
+    told = describe_plan(run)["text"]
+    assert re.search(r"reused +18 +\d+ +from wider or finer labels of them: hidden states of layers 0, 1", told), told
+    (report,) = run_labels([run], progress=False)
+    assert (report.num_rows, report.num_computed_rows) == (18, 0)
+    assert not transforms._teachers
+    fine, served = (LabelSet.open(run.cache, name_or_id=name) for name in ("tiny.hidden", "other.coarse"))
+    assert verify(served).problems == ()
+    streams = [PictureTargetStream({"hidden": one}, source=run.source) for one in (fine, served)]
+    block_rows = streams[0].block_rows(epoch=0)
+    assert streams[1].block_rows(epoch=0).tolist() == block_rows.tolist()
+    asked = {"block_ids": np.repeat(np.arange(len(block_rows)), block_rows), "epoch": 0}
+    within = np.concatenate([np.arange(size) for size in block_rows])
+    stored, found = (stream.read(**asked, rows=within).targets["hidden"].values.tensors for stream in streams)
+    assert list(found) == ["hidden.1"]
+    assert np.array_equal(found["hidden.1"], stored["hidden.1"])
 
 
 def test_vectors_of_a_vision_transformer_of_transformers(tmp_path, pictures):

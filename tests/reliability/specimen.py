@@ -28,7 +28,7 @@ from tests.pipelines.networks import DRIFT
 from tests.reliability.damage import Fault, Victims
 
 NUM_VIEWS = 4
-_REMEDY = re.compile(r"decant label|remove|restore", re.IGNORECASE)
+_REMEDY = re.compile(r"decant label|decant repair|remove|restore", re.IGNORECASE)
 
 
 def file_kind(name: str) -> str:

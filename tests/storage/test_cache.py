@@ -185,7 +185,7 @@ def test_extents_are_checked_when_they_are_read(labeller, units):
     cache.commit_part(data, record=record)
     name, extent = cache.tar_name(record), record.blocks[0]
     assert cache.read_extent(name, extent) == data[extent.offset : extent.offset + extent.num_bytes]
-    remedy = "Remove this tar and run decant label again"
+    remedy = "run decant repair CONFIG, with the config that made these labels"
     with pytest.raises(CorruptError, match=f"{name}: block at 513 has checksum .*{remedy}"):
         cache.read_extent(name, Extent(offset=513, num_bytes=extent.num_bytes, checksum=extent.checksum))
     with pytest.raises(CorruptError, match=f"{name}: 24 of 100 bytes at {len(data) - 24}; the part is truncated.*{remedy}"):
@@ -193,7 +193,7 @@ def test_extents_are_checked_when_they_are_read(labeller, units):
     with pytest.raises(CorruptError, match=f"{name}: 0 of 100 bytes at {len(data) + 9}; the part is truncated"):
         cache.read_extent(name, Extent(offset=len(data) + 9, num_bytes=100, checksum=extent.checksum))
     cache.store.remove(name)
-    with pytest.raises(CorruptError, match=f"{name} is missing; run decant label again"):
+    with pytest.raises(CorruptError, match=f"{name} is missing; {remedy}"):
         cache.read_extent(name, extent)
 
 

@@ -10,6 +10,7 @@ import pytest
 from storage.catalogue import list_cache, show_label_set, verify_label_sets
 from storage.errors import CacheError, CorruptError, MismatchError
 from storage.label_set import LabelSet, UsedPart
+from storage.remedies import REPAIR
 from storage.sources import index_source
 from storage.specs import CompactCodec, ExactCodec, PartSpec
 from storage.upkeep.tags import set_tag
@@ -201,7 +202,5 @@ def test_verify_reports_problems_in_words(labeller, url, tmp_path):
     found = verify_label_sets(url, progress=False)
     assert found["label_sets"][0]["num_problems"] == 1
     assert "every byte: 1 problems" in found["text"]
-    assert found["text"].endswith(
-        f"{found['problems'][0]}\nremove what is damaged and run decant label again: only that is computed anew"
-    )
+    assert found["text"].endswith(f"{found['problems'][0]}\n{REPAIR}")
     assert LabelSet.open(labeller.cache, name_or_id="tiny").manifest == label_set.manifest

@@ -278,7 +278,7 @@ def test_a_head_that_is_missing_damaged_or_another_is_refused_and_written_anew(c
     for damaged, problem in (
         (data[:-1], "checksum differs"),
         (b"", "too few for a block"),
-        (encode_head(other), "holds another head .its sha256 is not its name.; remove it and run decant label"),
+        (encode_head(other), "holds another head .its sha256 is not its name.; run decant label again"),
     ):
         written.write_bytes(damaged)
         with pytest.raises(CorruptError, match=problem):

@@ -162,7 +162,7 @@ def test_two_parts_that_changed_places_are_found(cache, labeller):
     cache.store.write(two, data[0])
     problems = problems_of(cache)
     assert [name in problem for name, problem in zip((one, two), problems, strict=True)] == [True, True]
-    with pytest.raises(DecantError, match="run decant label again"):
+    with pytest.raises(DecantError, match="run decant repair CONFIG"):
         rows_of(cache, labeller.source)
 
 
@@ -182,7 +182,7 @@ def test_a_stale_manifest_is_found(cache, labeller):
     cache.store.write(f"{label_set.folder}/manifest.json", cache.store.read(f"{other.folder}/manifest.json"))
     (problem,) = problems_of(cache)
     assert problem.startswith(f"{cache.store.url}/{label_set.folder}/manifest.json is that of {other.manifest.id}; ")
-    assert problem.endswith("remove it and run decant label again")
+    assert "the file moved: run decant repair CONFIG" in problem
 
 
 def test_a_part_whose_record_says_otherwise_is_found(cache, labeller):
@@ -220,7 +220,7 @@ def test_blocks_of_other_samples_than_the_parts_table_are_found(tmp_path, monkey
     problems = verify(label_set).problems
     assert len(problems) == 3
     assert all("is of other samples than the part's table" in problem for problem in problems)
-    with pytest.raises(DecantError, match="does not hold the samples that were labelled: .*'others'"):
+    with pytest.raises(DecantError, match="is not of the samples .* that its part lists; run decant repair CONFIG"):
         read_all(LabelStream(label_set, source=labeller.source))
 
 

@@ -77,7 +77,7 @@ def test_readers_say_to_import_again_and_that_mends(labels, tmp_path, capsys, pa
         assert AGAIN in message
         assert "decant label" not in message
     if damage == "spoilt" and "tar" in pattern:
-        assert message.split(". ")[-1].startswith("Remove this tar and import these labels again")
+        assert f"; remove this tar and {AGAIN}: only its part is imported anew" in message
         path.unlink()
     mended = labels()
     assert mended.manifest == before
@@ -103,6 +103,7 @@ def test_verify_and_repair_say_to_import_again_and_move_nothing(labels, tmp_path
     shown = capsys.readouterr().out
     assert f"remove what is damaged and {AGAIN}: only that is computed anew" in shown
     assert "decant label" not in shown
+    assert "decant repair" not in shown
     assert decant.main(["repair", config, "--dry-run"]) == 1
     assert decant.main(["repair", config]) == 1
     said = capsys.readouterr().err
