@@ -120,7 +120,7 @@ def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str
     # Without options for Beam: they may hold secrets, and all parts may be there when it goes on.
     overrides = [word for override in arguments.set for word in ("--set", override)]
     command = shlex.join(["decant", "label", arguments.config, *overrides])
-    runs = plan_runs(config, progress=not arguments.json, retry_dead_letters=arguments.retry_dead_letters)
+    runs = plan_runs(config, progress=not arguments.json, retry_dead_letters=arguments.retry_dead_letters, writes=True)
     for plan in (run.plan for run in runs if run.plan.tasks and not arguments.json):
         what = "documents" if plan.of_text else "rows"
         _say(f"{config.name}: {plan.num_missing_rows:,} of {plan.num_rows:,} {what} to label, in {len(plan.tasks):,} work units")

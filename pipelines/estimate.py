@@ -14,6 +14,7 @@ from pipelines.label_unit import LabelledUnit
 from pipelines.labellers import label_unit, make_labeller
 from pipelines.planned_run import PlannedRun
 from pipelines.transforms import shared_teacher
+from storage.errors import CacheError
 from storage.hashing import canonical_json, fingerprint, seal, unseal
 from storage.sources.base import Sample, Source, SourceUnit, UnitReader
 from storage.sources.unit_digest import UnitDigest
@@ -121,7 +122,9 @@ def _remembered(run: PlannedRun) -> Measured:
     with contextlib.suppress(FileNotFoundError, ValidationError):
         return Measured.model_validate_json(unseal(store.read(name)) or b"")
     measured = _measure(run)
-    store.write(name, seal(canonical_json(measured.to_json())))
+    # A plan is asked for by those who may only read the cache, too.
+    with contextlib.suppress(CacheError):
+        store.write(name, seal(canonical_json(measured.to_json())))
     return measured
 
 

@@ -46,21 +46,24 @@ from storage.upkeep.leases import hold_requests, leave_hold, release_hold
 from storage.upkeep.tags import check_experiment_name
 
 
-def plan_run(config: ExperimentConfig, *, progress: bool, retry_dead_letters: bool = False) -> PlannedRun:
+def plan_run(config: ExperimentConfig, *, progress: bool, retry_dead_letters: bool = False, writes: bool = False) -> PlannedRun:
     """Survey a config of one target and find what is missing. See `plan_runs`."""
-    return _plan(survey_run(config, progress=progress), retry_dead_letters=retry_dead_letters)
+    return _plan(survey_run(config, progress=progress, writes=writes), retry_dead_letters=retry_dead_letters)
 
 
-def plan_runs(config: ExperimentConfig, *, progress: bool, retry_dead_letters: bool = False) -> list[PlannedRun]:
+def plan_runs(
+    config: ExperimentConfig, *, progress: bool, retry_dead_letters: bool = False, writes: bool = False
+) -> list[PlannedRun]:
     """Survey a config and find what is missing of each of its targets.
 
     Args:
         retry_dead_letters: count rows of dead letters as missing too, where the unit is unchanged.
+        writes: refuse at once a cache that cannot be written, as a run of the plan would when all is surveyed.
 
     Raises:
         DecantError: anything that would stop the run, found before it starts.
     """
-    surveys = survey_targets(config, progress=progress)
+    surveys = survey_targets(config, progress=progress, writes=writes)
     return [_plan(survey, retry_dead_letters=retry_dead_letters) for survey in surveys.values()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from pipelines.teacher_memo import TeacherMemo, facts_of
 from pipelines.transforms import shared_teacher
 from storage.cache import Cache
 from storage.config import ExperimentConfig, SourceConfig, TeacherConfig
-from storage.errors import ConfigError, SourceError
+from storage.errors import CacheError, ConfigError, SourceError
 from storage.hashing import fingerprint
 from storage.samples import MAX_UNIT_SAMPLES
 from storage.sources import IndexedUnit, SourceMemo, index_source, open_source
@@ -49,20 +50,27 @@ def config_of_each_target(config: ExperimentConfig) -> dict[str, ExperimentConfi
     }
 
 
-def survey_run(config: ExperimentConfig, *, progress: bool) -> Survey:
+def survey_run(config: ExperimentConfig, *, progress: bool, writes: bool = False) -> Survey:
     """Check a config of one target against the world. Loads the teacher only if nobody did before.
+
+    Args:
+        writes: see `survey_targets`.
 
     Raises:
         DecantError: anything that would stop the run, found before it starts.
     """
-    surveys = survey_targets(config, progress=progress)
+    surveys = survey_targets(config, progress=progress, writes=writes)
     if len(surveys) > 1:
         raise ConfigError(f"{config.name} has several targets ({', '.join(surveys)}), where one was asked for")
     return next(iter(surveys.values()))
 
 
-def survey_targets(config: ExperimentConfig, *, progress: bool) -> dict[str, Survey]:
+def survey_targets(config: ExperimentConfig, *, progress: bool, writes: bool = False) -> dict[str, Survey]:
     """Check a config against the world, and return what each of its targets asks for, by their names.
+
+    Args:
+        writes: refuse a cache that cannot be written, before anything is read; else one that many may only read serves, and what
+            would be remembered there is found out again the next time.
 
     Raises:
         DecantError: anything that would stop the run, found before it starts.
@@ -74,7 +82,7 @@ def survey_targets(config: ExperimentConfig, *, progress: bool) -> dict[str, Sur
     assert config.source is not None
     assert config.teacher is not None
     cache = Cache.at(config.cache)
-    if (warning := cache.store.check_writable()) is not None:
+    if writes and (warning := cache.store.check_writable()) is not None:
         sys.stderr.write(f"decant: warning: {warning}\n")
     source = open_source(config.source)
     memo = TeacherMemo(cache)
@@ -82,9 +90,12 @@ def survey_targets(config: ExperimentConfig, *, progress: bool) -> dict[str, Sur
     loaded = facts is None
     if facts is None:
         facts = facts_of(shared_teacher(config.teacher))
-        memo.remember(config.teacher, facts=facts)
+        with contextlib.nullcontext() if writes else contextlib.suppress(CacheError):
+            memo.remember(config.teacher, facts=facts)
     requests = resolve_requests(config, facts=facts)
-    source_memo = SourceMemo(f"{cache.store.url}/sources/{fingerprint(config.source.model_dump(mode='json'))[:32]}.parquet")
+    source_memo = SourceMemo(
+        f"{cache.store.url}/sources/{fingerprint(config.source.model_dump(mode='json'))[:32]}.parquet", must_save=writes
+    )
     with tqdm(unit="unit", desc="index", file=sys.stderr, disable=not (progress and sys.stderr.isatty())) as bar:
         index = index_source(
             source,

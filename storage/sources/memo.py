@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,10 +18,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from storage.errors import CacheError
 from storage.hashing import canonical_json, checksum
+from storage.parquet_bounds import check_size
 from storage.sources.files import open_store
 
 _VERSION = b"1"
 _BATCH_UNITS = 64
+_ROW_BYTES = 8
+"""A row takes no fewer in the file: it holds a checksum of its own."""
 _SCHEMA = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -65,8 +70,14 @@ class SourceMemo:
     It only saves time: a memo that is missing, damaged or of another version counts as empty and is written anew.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, must_save: bool = True) -> None:
+        """Name the file.
+
+        Args:
+            must_save: whether a store that cannot be written is an error; else the memo stays what it was.
+        """
         self._url = url
+        self._must_save = must_save
 
     def entries(self) -> Iterator[MemoEntry]:
         """Yield every entry that is whole.
@@ -79,10 +90,16 @@ class SourceMemo:
             if path is None:
                 return
             try:
-                with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+                with (
+                    path.open("rb") as file,
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+                    pq.ParquetFile(path, page_checksum_verification=True) as parquet,
+                ):
                     # Damage may have changed the types, or what the file says of itself.
                     if not parquet.schema_arrow.equals(_SCHEMA, check_metadata=True):
                         return
+                    with memoryview(data) as view:
+                        check_size(parquet, view, row_bytes=_ROW_BYTES, group_by_group=True)
                     for batch in parquet.iter_batches(batch_size=_BATCH_UNITS, use_threads=False):
                         yield from filter(None, map(_entry, *(batch.column(name).to_pylist() for name in _SCHEMA.names)))
             except (pa.ArrowException, OSError, ValueError, KeyError):
@@ -106,8 +123,12 @@ class SourceMemo:
         """Replace the memo; readers see the old one or the new one, never a part.
 
         Raises:
-            CacheError: the store cannot be written.
+            CacheError: the store cannot be written, and `must_save`.
         """
+        with contextlib.nullcontext() if self._must_save else contextlib.suppress(CacheError):
+            self._save(entries)
+
+    def _save(self, entries: Iterable[MemoEntry]) -> None:
         fs, path = open_store(self._url)
         local = isinstance(fs, LocalFileSystem)
         try:

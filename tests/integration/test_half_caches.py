@@ -118,11 +118,22 @@ def test_a_cache_on_a_read_only_disk_is_read_verified_and_trained_from_and_label
         config = made(cache=folder / "cache", training={**TRAINING, "output": str(tmp_path / "run")})
         assert command("label", config).status == 0
         expected = read_rows(folder / "cache", pictures)
+        # What a run remembers of teachers and sources is nobody's to rely on.
+        for memos in ("sources", "teachers"):
+            shutil.rmtree(folder / "cache" / memos)
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
         assert command("cache", "verify", folder / "cache").status == 0
         assert command("cache", "ls", folder / "cache").status == 0
         assert command("cache", "show", folder / "cache", "tiny", "--dead-letters").status == 0
         assert read_rows(folder / "cache", pictures) == expected
+        planned = command("plan", config, "--json")
+        assert (planned.status, planned.json["num_computed_rows"], planned.err) == (0, 0, "")
+        more = command("plan", config, "--set", "views.count=3", "--why", "--json")
+        assert (more.status, more.json["num_computed_rows"]) == (0, 24)
+        assert more.json["estimate"]["teacher_seconds"] > 0
+        audited = command("audit", config, "--json")
+        assert (audited.status, audited.json["num_failing_rows"]) == (0, 0)
+        assert command("repair", config, "--dry-run").status == 0
         trained = command("train", config, "--json")
         assert (trained.status, trained.json["steps"]) == (0, 3)
         refuse(command("label", config), status=1, saying=["cannot write", "Read-only file system", "is writable"])
