@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pipelines.label_task import LabelTask
 from pipelines.label_unit import ComputedUnit, LabelledUnit, UnitLabeller, provenance
 from pipelines.labellers import Labeller, label_unit
+from pipelines.text.labelling import TextUnitLabeller
 from storage import codecs
 from storage.cache import Cache
 from storage.errors import CorruptError
@@ -110,17 +111,19 @@ def retry(labeller: UnitLabeller, task: LabelTask, *, data: bytes, record: PartR
 
 
 def relabel(labeller: Labeller, task: LabelTask, *, record: PartRecord) -> LabelledUnit | None:
-    """Return the part of a unit of texts, or of vectors, computed anew; None where it has as many dead letters as before.
+    """Return the part of a unit of texts, or of vectors, computed anew; None where no fewer rows are dead than before.
 
     Sequences share batches by length, and rows of vectors share scales, so no row of the old part is kept: the earlier tar counts
     none.
 
     Raises:
         SourceError: the unit no longer holds what was labelled.
-        TeacherError: the teacher fails on every sequence of a batch, or runs out of memory.
+        TeacherError: the teacher fails on every sample of a batch and on a harmless one, or runs out of memory.
     """
     (labelled,) = label_unit(labeller, [task])
-    if len(labelled.record.dead_letters) >= len(record.dead_letters):
+    # A letter may be of one row, or of all views of its sample.
+    of_text = isinstance(labeller, TextUnitLabeller)
+    if dead_rows(labelled.record, of_text=of_text).sum() >= dead_rows(record, of_text=of_text).sum():
         return None
     earlier = EarlierPart(tar_name=record.tar_name, num_rows=0, provenance=record.provenance)
     new_record = labelled.record.model_copy(update={"earlier": (*record.earlier, earlier)})
