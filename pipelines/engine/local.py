@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from storage.errors import DecantError
+from storage.errors import ConfigError, DecantError
 
 _CONNECTIONS = ("grpc", "requests", "urllib3")
 
@@ -41,6 +41,21 @@ def local_pipeline(options: PipelineOptions, *, workers: int) -> beam.Pipeline:
     options.view_as(StandardOptions).runner = None
     options._all_options["direct_num_workers"] = workers
     return beam.Pipeline(runner=FnApiRunner(default_environment=environment), options=options)
+
+
+def require_main_thread() -> None:
+    """Refuse worker processes of this machine where nobody could be told of their death.
+
+    Raises:
+        ConfigError: this is not the main thread.
+    """
+    thread = threading.current_thread()
+    if thread is not threading.main_thread():
+        raise ConfigError(
+            f"worker processes of this machine were asked for in thread {thread.name!r}: when one of them dies, Beam waits for "
+            "ever, and only the main thread can be woken. Call it from the main thread, start decant label as a process of its "
+            "own, or set generation.workers: 1, which starts none"
+        )
 
 
 class _Watchdog:

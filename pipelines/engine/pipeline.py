@@ -10,7 +10,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, GoogleCloudOptions, PipelineOptions, PortableOptions
 
 from pipelines.engine.dataflow import prepare_dataflow
-from pipelines.engine.local import local_pipeline
+from pipelines.engine.local import local_pipeline, require_main_thread
 from pipelines.engine.names import LOCAL_RUNNERS, runner_name
 
 _MOST_NAME_CHARACTERS = 40
@@ -41,8 +41,13 @@ def make_pipeline(options: PipelineOptions, *, workers: int, name: str = "") -> 
     Args:
         workers: worker processes on each machine; on the local runner, on this one.
         name: what the engine's pages call the job, beside a number that is its own.
+
+    Raises:
+        ConfigError: worker processes of this machine, asked for in another thread than the main one.
     """
     if not runs_elsewhere(options):
+        if not runs_in_this_process(options, workers=workers):
+            require_main_thread()
         return beam.Pipeline(options=options) if workers == 1 else local_pipeline(options, workers=workers)
     options = copy.deepcopy(options)
     portable, cloud = options.view_as(PortableOptions), options.view_as(GoogleCloudOptions)

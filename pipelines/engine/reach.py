@@ -5,8 +5,9 @@ from __future__ import annotations
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.engine.dataflow import check_dataflow_run
+from pipelines.engine.local import require_main_thread
 from pipelines.engine.names import runner_name
-from pipelines.engine.pipeline import runs_in_this_process
+from pipelines.engine.pipeline import runs_elsewhere, runs_in_this_process
 from pipelines.local_paths import local_paths
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
 from storage.errors import ConfigError
@@ -23,10 +24,13 @@ def check_reach(
         cache: its URL.
 
     Raises:
-        ConfigError: a store in memory, or whatever the engine's machines cannot have.
+        ConfigError: a store in memory, or whatever the engine's machines cannot have; or workers of this machine that this thread
+            could not watch.
     """
     if runs_in_this_process(options, workers=generation.workers):
         return
+    if not runs_elsewhere(options):
+        require_main_thread()
     urls = [cache, *([source.path] if isinstance(source.path, str) else source.path)]
     for url in urls:
         if url.startswith("memory://"):
