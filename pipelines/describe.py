@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from pipelines.estimate import Estimate
 from pipelines.label_report import LabelReport
 from pipelines.label_run import SubmittedRun
+from pipelines.made_with import other_versions, versions_in_words
 from pipelines.planned_run import PlannedRun
 from storage.description import target_words, view_words
 from storage.specs import ImportedTeacher, TargetSpec
@@ -49,6 +50,7 @@ def describe_plan(run: PlannedRun, *, estimate: Estimate | None = None) -> dict[
         "not_lending": dict(plan.not_lending),
         "nearest": nearest,
         "estimate": None if estimate is None else asdict(estimate),
+        "provenance_differences": [] if plan.standing is None else other_versions(plan.standing),
     }
     teacher, view, target = plan.request.teacher, plan.request.view, plan.request.target
     assert not isinstance(teacher, ImportedTeacher)
@@ -65,6 +67,7 @@ def describe_plan(run: PlannedRun, *, estimate: Estimate | None = None) -> dict[
             f"{'':10}{'documents' if plan.of_text else 'rows':>14}{'parts':>8}  why",
             *_reasons(figures, num_same=len(plan.parts) - len(plan.tasks) - plan.num_lent_parts, num_lent=plan.num_lent_parts),
             *([] if estimate is None else _costs(estimate, of_text=plan.of_text)),
+            *_made_with(figures["provenance_differences"], width=10),
         ]
     )
     return figures
@@ -107,6 +110,10 @@ def _reasons(figures: dict[str, Any], *, num_same: int, num_lent: int) -> list[s
     return lines
 
 
+def _made_with(differences: list[dict[str, Any]], *, width: int) -> list[str]:
+    return [f"  {'made with':<{width}}{versions_in_words(differences)}"] if differences else []
+
+
 def describe_report(report: LabelReport, *, cache: str) -> str:
     """Return what a run did, readable."""
     lines = []
@@ -134,6 +141,7 @@ def describe_report(report: LabelReport, *, cache: str) -> str:
     if report.agreement is not None:
         right = "hard labels" if report.num_positions == 0 else "text's own tokens"
         lines.append(f"  agreement        {report.agreement:.4f} with the {right}")
+    lines += _made_with(report.provenance_differences, width=17)
     lines.append(f"  label set        {report.label_set}, or {report.name!r}")
     lines.append(f"next: decant cache show {cache} {report.name}")
     return "\n".join(lines)

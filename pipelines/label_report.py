@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from pipelines.made_with import other_versions
 from pipelines.plan import LabelPlan
 from pipelines.retry import num_cured_rows
 from pipelines.run_times import RunTimes
@@ -30,6 +32,7 @@ class LabelReport:
         seconds: wall time of the pipeline, start-up included.
         rows_per_second: rows computed over the time from the first unit's start to the last one's end; start-up left out.
         teacher_rows_per_second: rows computed over seconds inside the teacher, summed over workers.
+        provenance_differences: versions that made the labels and are others here; see `other_versions`.
     """
 
     name: str
@@ -54,6 +57,7 @@ class LabelReport:
     seconds: float
     rows_per_second: float | None
     teacher_rows_per_second: float | None
+    provenance_differences: list[dict[str, Any]]
 
 
 def make_report(cache: Cache, *, plan: LabelPlan, manifest: Manifest, seconds: float, times: RunTimes) -> LabelReport:
@@ -90,4 +94,5 @@ def make_report(cache: Cache, *, plan: LabelPlan, manifest: Manifest, seconds: f
         seconds=seconds,
         rows_per_second=times.num_rows / (times.last - times.first) if times.num_rows else None,
         teacher_rows_per_second=times.num_rows / times.teacher_seconds if times.teacher_seconds else None,
+        provenance_differences=other_versions(manifest),
     )

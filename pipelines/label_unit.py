@@ -339,7 +339,12 @@ def unit_changed(task: LabelTask, *, unreadable: list[tuple[str, str]]) -> Sourc
 
 def provenance(teacher: Teacher | TextTeacher) -> dict[str, str]:
     """Return what made a part, beside its identity: library versions and device. No time: equal rows give equal records."""
-    found = {"python": platform.python_version(), "device": str(teacher.device)}
+    return {"device": str(teacher.device), **library_versions()}
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what labels are made with, of what is installed here."""
+    found = {"python": platform.python_version()}
     for package in _PROVENANCE_PACKAGES:
         try:
             found[package] = version(package)

@@ -7,7 +7,8 @@ import json
 import pytest
 
 import decant
-from pipelines.describe import describe_plan
+from pipelines import label_unit
+from pipelines.describe import describe_plan, describe_report
 from pipelines.label import plan_run, run_label
 from tests.pipelines.support import colour_teacher, config_of, experiment, folder_source, write_config, write_folder
 
@@ -62,3 +63,24 @@ def test_why_compares_with_the_nearest_in_full(data, tmp_path, capsys):
     figures = json.loads(capsys.readouterr().out)
     assert figures["why"]["nearest"] == figures["nearest"]["request"]
     assert figures["why"]["parts"] == {"all_views": 3, "some_views": 0, "no_views": 0}
+
+
+def test_versions_that_made_labels_and_are_others_here_are_named_and_make_nothing_invalid(data, monkeypatch):
+    same = run_label(plan_run(config_of(data), progress=False), progress=False)
+    assert same.provenance_differences == plan_of(data)["provenance_differences"] == []
+    assert "made with" not in plan_of(data)["text"] + describe_report(same, cache=data["cache"])
+    here, installed = label_unit.version("timm"), label_unit.version
+    monkeypatch.setattr(label_unit, "version", lambda package: "99.1" if package == "timm" else installed(package))
+    found = plan_of(data)
+    assert found["provenance_differences"] == [{"what": "timm", "parts": [here], "now": "99.1"}]
+    assert found["num_computed_rows"] == 0
+    line = f"timm {here} (here 99.1); the labels are valid, and decant audit asks the teacher of now"
+    assert f"\n  made with {line}" in found["text"]
+    report = run_label(plan_run(config_of(data), progress=False), progress=False)
+    assert (report.num_computed_rows, report.provenance_differences) == (0, found["provenance_differences"])
+    assert f"  made with        {line}" in describe_report(report, cache=data["cache"]).splitlines()
+    # Labels of both versions: what is added is made with that of now.
+    more = config_of({**data, "views": {**data["views"], "count": 3}})
+    mixed = run_label(plan_run(more, progress=False), progress=False)
+    assert mixed.num_computed_rows == 12
+    assert mixed.provenance_differences == [{"what": "timm", "parts": sorted([here, "99.1"]), "now": "99.1"}]
