@@ -328,7 +328,7 @@ class RunCounter:
         try:
             report = json.loads(self._store.read(name))
             return bool(report["fatal"]), str(report["message"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def _num_failed(self) -> int:
@@ -349,5 +349,5 @@ class RunCounter:
         try:
             body = unseal(self._store.read(name))
             return None if body is None else len(json.loads(body)["dead_letters"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None

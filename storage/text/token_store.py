@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from storage.errors import FormatError
 from storage.text.token_rows import TokenRows, offsets_of
 
 _VERSION = 1
@@ -50,14 +51,38 @@ class TokenStore:
 
         Raises:
             FileNotFoundError: there is none.
+            FormatError: its files are not those that were written together.
         """
         self._folder = folder
-        description = json.loads((folder / _DESCRIPTION).read_bytes())
-        self.digest: str = description["digest"]
-        self.max_label: int = description["max_label"]
-        self.num_labelled: int = description["num_labelled"]
-        self.blocks = np.fromfile(folder / "blocks", dtype=np.int64).reshape(-1, 3)
+        written = (folder / _DESCRIPTION).read_bytes()
+        try:
+            description = json.loads(written)
+            self.digest = str(description["digest"])
+            self.max_label = int(description["max_label"])
+            self.num_labelled = int(description["num_labelled"])
+            self.blocks = np.fromfile(folder / "blocks", dtype=np.int64).reshape(-1, 3)
+            self._check_sizes()
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise self._damaged(str(error)) from error
         self._files: dict[str, npt.NDArray[Any]] = {}
+
+    def _check_sizes(self) -> None:
+        if not len(self.blocks) or self.blocks[0].any() or (np.diff(self.blocks, axis=0) < 0).any():
+            raise ValueError("its blocks do not follow each other")
+        sequences, tokens, key_bytes = self.blocks[-1].tolist()
+        expected = {"lengths": 8 * sequences, "labels": 8 * sequences, "tokens": 4 * tokens, "keys": key_bytes}
+        if (self._folder / "words").exists():
+            expected["words"] = tokens
+        for name, num_bytes in {**expected, "blocks": self.blocks.nbytes}.items():
+            found = (self._folder / name).stat().st_size
+            if found != num_bytes:
+                raise ValueError(f"{name} has {found} bytes, {num_bytes} were written")
+
+    def _damaged(self, what: str) -> FormatError:
+        return FormatError(
+            f"{self._folder} is damaged: {what}. It is a copy of the source's tokens on this disk: remove the folder, and the "
+            "next run makes it anew"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
@@ -75,14 +100,27 @@ class TokenStore:
         return self._files[name]
 
     def read(self, block_id: int) -> TokenBlock:
-        """Return a block."""
+        """Return a block.
+
+        Raises:
+            FormatError: lengths, tokens and keys do not belong together.
+        """
         (first, token, byte), (end, last_token, last_byte) = self.blocks[block_id : block_id + 2].tolist()
         lengths = np.array(self._file("lengths")[first:end])
+        num_tokens = last_token - token
+        if ((lengths < 0) | (lengths > num_tokens)).any() or lengths.sum() != num_tokens:
+            raise self._damaged(f"block {block_id} has {num_tokens} tokens, and sequences of other lengths")
+        try:
+            keys = self._file("keys")[byte:last_byte].tobytes().decode().split("\0")[:-1]
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"keys of block {block_id}: {error}") from error
+        if len(keys) != end - first:
+            raise self._damaged(f"block {block_id} has {len(keys)} keys of {end - first} sequences")
         words = None
         if (self._folder / "words").exists():
             words = np.array(self._file("words")[token:last_token])
         return TokenBlock(
-            keys=tuple(self._file("keys")[byte:last_byte].tobytes().decode().split("\0")[:-1]),
+            keys=tuple(keys),
             labels=np.array(self._file("labels")[first:end]),
             tokens=TokenRows(offsets=offsets_of(lengths), token_ids=np.array(self._file("tokens")[token:last_token])),
             word_starts=words,

@@ -128,9 +128,11 @@ def _holds(store: Store, *, now: float) -> Iterator[_Hold]:
         try:
             data = json.loads(store.read(file.name))
             hold = _Hold(file=file, requests=tuple(map(str, data["requests"])), seconds=float(data.get("seconds", HELD_SECONDS)))
+            if not hold.seconds >= 0:
+                raise ValueError(f"held for {hold.seconds} seconds")
         except FileNotFoundError:
             continue
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             if age > HELD_SECONDS:
                 continue
             raise FormatError(

@@ -232,7 +232,7 @@ def test_an_error_that_stops_workers_is_told_with_its_time(labeller):
     assert counter.failures(most=5) == ["no weights"]
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", json.dumps({"fatal": True}).encode()])
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", json.dumps({"fatal": True}).encode(), b"[" * 100_000])
 def test_a_report_that_cannot_be_read_is_a_failed_unit(labeller, data):
     run = start_run(labeller)
     labeller.cache.store.write(f"{run.folder.path}/errors/{run.parts[0].name}.json", data)

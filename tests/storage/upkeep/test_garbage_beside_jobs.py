@@ -296,7 +296,15 @@ def test_a_long_job_renews_its_hold(tmp_path, skewed):
         assert (found["num_held_files"], found["kinds"][UNUSED_PARTS]["files"]) == (4, 0)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"requests":3}'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"[]", b"{}", b'{"requests":3}', b"[" * 100_000),
+        b'{"requests":[],"seconds":NaN}',
+        b'{"requests":[],"seconds":-1}',
+        b'{"requests":[],"seconds":1' + b"0" * 400 + b"}",
+    ],
+)
 def test_a_hold_that_cannot_be_read_stops_gc(labeller, url, data):
     labeller.label()
     litter(labeller)
