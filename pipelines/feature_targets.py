@@ -23,7 +23,8 @@ def resolve_features(
         key: of the target in the config, for messages.
 
     Raises:
-        ConfigError: heads that do not divide the vectors, a head of another layer, or more pairs than a block holds.
+        ConfigError: heads that do not divide the vectors, a head of another layer, more pairs than a block holds, or layers
+            whose tokens see less than a sample.
         TeacherError: a layer that the teacher does not have, or vectors that it does not give.
     """
     match target:
@@ -37,6 +38,7 @@ def resolve_features(
         case AttentionConfig():
             _check_layers(target.layers, shape=shape, of="attention", name=name, key=key)
             assert shape.attention is not None
+            _check_windows(target, shape=shape, max_tokens=max_tokens, name=name, key=key)
             return AttentionSpec(
                 layers=target.layers,
                 vectors=target.vectors,
@@ -59,6 +61,28 @@ def _check_layers(layers: tuple[int, ...], *, shape: FeatureShape, of: str, name
         check_layers(layers, shape=shape, of=of, name=name)
     except TeacherError as error:
         raise TeacherError(f"{key}: {error}") from error
+
+
+def _check_windows(target: AttentionConfig, *, shape: FeatureShape, max_tokens: int, name: str, key: str) -> None:
+    """Refuse queries with keys of layers whose tokens do not see all of a sample: maps rebuilt of them would be others.
+
+    Raises:
+        ConfigError: the layers, and what else could be chosen.
+    """
+    if not {"query", "key"} <= set(target.vectors):
+        return
+    windows = {layer: shape.attention_windows[layer - 1] for layer in target.layers if shape.attention_windows}
+    short = {layer: window for layer, window in windows.items() if window is not None and window < max_tokens}
+    if not short:
+        return
+    listed = ", ".join(f"{layer} ({window})" for layer, window in short.items())
+    whole = [str(i) for i, window in enumerate(shape.attention_windows, start=1) if window is None or window >= max_tokens]
+    choose = f"choose of layers {', '.join(whole)}, " if whole else ""
+    raise ConfigError(
+        f"{key}.layers: a token of teacher {name} sees only those less than so many places away in layers {listed}, and "
+        f"views.length is {max_tokens}: attention maps rebuilt from queries and keys would not be the teacher's; {choose}give "
+        f"views.length: {min(short.values())}, or a target of relations, which are the same whatever tokens see"
+    )
 
 
 def _relations(target: RelationsConfig, *, shape: FeatureShape, max_tokens: int, name: str, key: str) -> RelationsSpec:

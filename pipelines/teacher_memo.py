@@ -120,7 +120,7 @@ class TeacherMemo:
         if config.tokenizer is not None and not Path(config.tokenizer).exists():
             return None
         about = {
-            "version": 2,
+            "version": 3,
             # A local folder's own place is no part of what the teacher is.
             "name": None if folder is not None else config.name,
             # What a name or a folder means is the library's to say.

@@ -65,6 +65,7 @@ class FeatureShape(Spec):
         num_layers, width: of its hidden states; None where it gives none.
         embedding_width: None where it gives no embeddings.
         attention: None where its attention cannot be read.
+        attention_windows: by layer, how far its tokens see; None: any distance. Empty where no layer has a limit.
         why_no_attention, why_no_hidden: what to say where they are asked for.
     """
 
@@ -73,6 +74,7 @@ class FeatureShape(Spec):
     embedding_width: int | None
     attention: AttentionShape | None = None
     num_attention_layers: int = 0
+    attention_windows: tuple[int | None, ...] = ()
     why_no_attention: str = ""
     why_no_hidden: str = ""
 
@@ -94,7 +96,14 @@ class FeatureShape(Spec):
             why = f"layers or vectors of {model} differ in their heads; choose another target"
             return self.model_copy(update={"why_no_attention": why})
         found = AttentionShape(num_heads=num_heads, num_key_value_heads=num_key_value_heads, head_width=head_width, causal=causal)
-        return self.model_copy(update={"attention": found, "num_attention_layers": len(layers)})
+        windows = tuple(one.window for one in layers)
+        return self.model_copy(
+            update={
+                "attention": found,
+                "num_attention_layers": len(layers),
+                "attention_windows": windows if any(windows) else (),
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

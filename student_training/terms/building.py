@@ -91,6 +91,7 @@ class TermBuilder:
             case AttentionTerm():
                 target, attention = self.find(term.target, AttentionSpec)
                 checks.check_attention(term, spec=attention, shape=shape)
+                self.check_windows(term)
                 self.check_tokens(attention, target=target)
                 return Attention(term, name=name, target=target, spec=attention, shape=shape)
             case RelationsTerm():
@@ -120,6 +121,13 @@ class TermBuilder:
 
         Raises:
             ConfigError: it has not.
+        """
+
+    def check_windows(self, term: AttentionTerm) -> None:
+        """Check that the student's tokens see all those whose attention is compared.
+
+        Raises:
+            ConfigError: they do not.
         """
 
     def sparse_labels(self, term: SoftLabelsTerm, *, name: str, target: str, spec: SoftLabelsSpec) -> SparseLabels:

@@ -163,6 +163,7 @@ class StudentShape:
         head_width: of each.
         embedding_width: of its embedding of a sample.
         causal: whether a token sees no later ones.
+        attention_windows: by layer, how far a token sees; None: any distance. Empty where no layer has a limit.
         num_tokens: of every picture, tokens of a layer, prefix included; 0 where there are none, and of texts.
         num_prefix_tokens: of these, class, distillation and register tokens, which come first.
     """
@@ -176,6 +177,7 @@ class StudentShape:
     head_width: int = 0
     embedding_width: int = 0
     causal: bool = False
+    attention_windows: tuple[int | None, ...] = ()
     num_tokens: int = 0
     num_prefix_tokens: int = 0
 

@@ -7,7 +7,7 @@ and, inside `capturing`, keeps what it was given. A hook on the projections woul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -21,6 +21,7 @@ ATTENTION = "decant_capture"
 
 _SDPA: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS["sdpa"]
 _captured: ContextVar[list[dict[str, Tensor]] | None] = ContextVar("captured", default=None)
+_windows: ContextVar[list[int | None] | None] = ContextVar("windows", default=None)
 
 
 @contextmanager
@@ -32,6 +33,17 @@ def capturing() -> Iterator[list[dict[str, Tensor]]]:
         yield layers
     finally:
         _captured.reset(token)
+
+
+@contextmanager
+def seeing_windows() -> Iterator[list[int | None]]:
+    """Yield a list that gets how far the tokens of each attention that runs see, in order; None: without limit."""
+    windows: list[int | None] = []
+    token = _windows.set(windows)
+    try:
+        yield windows
+    finally:
+        _windows.reset(token)
 
 
 def _attend(
@@ -51,7 +63,24 @@ def _attend(
         scaled = query if abs(factor - 1) < 1e-6 else query * factor
         vectors = {"query": scaled, "key": key, "value": value}
         layers.append({name: heads.transpose(1, 2).flatten(2) for name, heads in vectors.items()})
+    windows = _windows.get()
+    if windows is not None:
+        windows.append(_window(module, given=options))
     return _SDPA(module, query, key, value, attention_mask, scaling=scaling, **options)
+
+
+def _window(layer: Any, *, given: Mapping[str, Any]) -> int | None:
+    """Return how far a layer's tokens see, by what it hands to its attention, or else by its config; None: without limit."""
+    if "sliding_window" in given:
+        found = given["sliding_window"]
+        return int(found) if found else None
+    config = getattr(layer, "config", None)
+    kinds, index = getattr(config, "layer_types", None), getattr(layer, "layer_idx", None)
+    kind = kinds[index] if kinds and index is not None else None
+    if kind == "full_attention":
+        return None
+    found = getattr(config, "attention_chunk_size" if kind == "chunked_attention" else "sliding_window", None)
+    return int(found) if found else None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from storage.config.terms import HardLabelTerm, HardTokensTerm, SoftLabelsTerm, TermConfig
+from storage.config.terms import AttentionTerm, HardLabelTerm, HardTokensTerm, SoftLabelsTerm, TermConfig
 from storage.config.training import TrainingConfig
 from storage.errors import ConfigError
 from storage.specs import HiddenStatesSpec, MaskedTokensView, SoftLabelsSpec, TargetSpec, TextViewSpec
@@ -94,6 +94,11 @@ class _TextTermBuilder(TermBuilder):
         super().__init__(targets=targets, shape=shape, mean_class_probs=mean_class_probs)
         self._masks = isinstance(view, MaskedTokensView)
         self._heads = heads
+        self._max_tokens = view.length
+
+    def check_windows(self, term: AttentionTerm) -> None:
+        """Check that the student's tokens see all of a sequence."""
+        checks.check_windows(term, shape=self.shape, max_tokens=self._max_tokens)
 
     def hard_tokens(self, term: HardTokensTerm, *, name: str) -> Term:
         """Return a term of the text's own tokens."""

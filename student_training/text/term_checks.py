@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from storage.config.terms import SoftLabelsTerm
+from storage.config.terms import AttentionTerm, SoftLabelsTerm
 from storage.errors import ConfigError
 from storage.heads import HeadSpec
 from storage.specs import HiddenStatesSpec
@@ -67,3 +67,22 @@ def hard_token_rows(shape: StudentShape, *, masks: bool) -> RowSet:
     if not masks:
         raise ConfigError("the views mask nothing, so there is no token to predict; use views.kind: masked_tokens")
     return "masked"
+
+
+def check_windows(term: AttentionTerm, *, shape: StudentShape, max_tokens: int) -> None:
+    """Check that tokens of the student's layers see all of a sequence, as those of the maps they are compared with do.
+
+    Args:
+        max_tokens: of the longest sequence.
+
+    Raises:
+        ConfigError: a layer's window is shorter.
+    """
+    for _, layer in term.layers:
+        window = shape.attention_windows[layer - 1] if shape.attention_windows else None
+        if window is not None and window < max_tokens:
+            raise ConfigError(
+                f"a token of the student's layer {layer} sees only those less than {window} places away, and sequences have up "
+                f"to {max_tokens} tokens: its attention maps are not those rebuilt from its queries and keys; compare another "
+                "layer, set the student's window (sliding_window, local_attention) larger, or use a term of relations"
+            )

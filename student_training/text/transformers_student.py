@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from student_training.terms.interface import Positions, StudentOutput, StudentShape, Wants, mean_of_tokens
-from student_training.text.attention_capture import ATTENTION, capturing
+from student_training.text.attention_capture import ATTENTION, capturing, seeing_windows
 from student_training.text.interface import TextStudent
 
 StudentKind = Literal["masked_lm", "causal_lm", "sequence_classifier"]
@@ -44,6 +44,7 @@ class TransformersStudent(TextStudent):
             head_width=int(getattr(config, "head_dim", None) or width // of_model),
             embedding_width=int(head.in_features) if isinstance(head, nn.Linear) and kind == "sequence_classifier" else width,
             causal=is_causal(network),
+            attention_windows=_attention_windows(network) if num_heads else (),
         )
 
     def forward(self, input_ids: Tensor, *, attention_mask: Tensor, wants: Wants | None = None) -> StudentOutput:
@@ -147,3 +148,17 @@ def is_causal(network: PreTrainedModel) -> bool:
         )
     network.train(was_training)
     return bool(torch.equal(first, other))
+
+
+def _attention_windows(network: PreTrainedModel) -> tuple[int | None, ...]:
+    """Return by layer how far a token sees, by looking; empty where no layer has a limit."""
+    if not any(getattr(network.config, name, None) for name in ("sliding_window", "attention_chunk_size")):
+        return ()
+    before, was_training = network.config._attn_implementation, network.training
+    body: Any = network.base_model.eval()
+    network.set_attn_implementation(ATTENTION)
+    with torch.no_grad(), seeing_windows() as windows:
+        body(input_ids=torch.tensor([[1, 1]]), attention_mask=torch.ones(1, 2, dtype=torch.long))
+    network.set_attn_implementation(before)
+    network.train(was_training)
+    return tuple(windows) if any(windows) else ()

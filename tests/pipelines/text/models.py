@@ -13,11 +13,17 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertForMaskedLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -74,6 +80,13 @@ _BERT = {
     "max_position_embeddings": 64,
     "hidden_dropout_prob": 0.5,
 }
+_MODERN_BERT = {
+    **{name: _BERT[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")},
+    "max_position_embeddings": 64,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 8,
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "pad_token_id"), 0),
+}
 _LLAMA = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -102,6 +115,19 @@ def make_model(kind: str, *, vocabulary: int, seed: int = 0, **changes: object) 
                 **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0, **sizes}
             )
         ),
+        "modernbert": lambda: ModernBertForMaskedLM(ModernBertConfig(**{**_MODERN_BERT, **sizes})),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**{**_LLAMA, "sliding_window": 8, **sizes})),
+        "gemma3": lambda: Gemma3ForCausalLM(
+            Gemma3TextConfig(
+                **{
+                    **_LLAMA,
+                    "head_dim": 8,
+                    "sliding_window": 8,
+                    "layer_types": ["sliding_attention", "full_attention"],
+                    **sizes,
+                }
+            )
+        ),
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**{**_LLAMA, **sizes})),
         "bert_classifier": lambda: BertForSequenceClassification(BertConfig(**{**_BERT, "num_labels": 3, **sizes})),
         "llama_classifier": lambda: LlamaForSequenceClassification(LlamaConfig(**{**_LLAMA, "num_labels": 3, **sizes})),
@@ -121,7 +147,7 @@ def save_model(
     Args:
         padding: outputs that the head and the embedding have beyond the tokenizer's tokens.
     """
-    masked = kind in ("bert", "roberta", "distilbert", "bert_classifier")
+    masked = kind in ("bert", "roberta", "distilbert", "modernbert", "bert_classifier")
     tokenizer = tokenizer or (word_piece() if masked else byte_pairs())
     make_model(kind, vocabulary=len(tokenizer) + padding, **changes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -23,6 +23,7 @@ SHAPES = {
     "causal_lm": StudentShape(kind="causal_lm", num_classes=VOCABULARY, causal=True, **ATTENTION),
     "classifier": StudentShape(kind="sequence_classifier", num_classes=CLASSES, embedding_width=16, **ATTENTION),
     "bilstm": StudentShape(kind="sequence_classifier", num_classes=CLASSES, embedding_width=10),
+    "windows": StudentShape(kind="masked_lm", num_classes=VOCABULARY, attention_windows=(None, 4), **ATTENTION),
     "three heads": StudentShape(kind="masked_lm", num_classes=VOCABULARY, **{**ATTENTION, "num_heads": 4}),
 }
 SOFT, HIDDEN, ATTENDING, RELATED = (
@@ -106,6 +107,11 @@ REFUSED = {
     "heads": ([ATTENDING], {"targets": ("attention",), "shape": "three heads"}, "2 attention heads and the student 4"),
     "layer 0 of attention": ([{**ATTENDING, "layers": [[4, 0]]}], {"targets": ("attention",)}, "its layers are 1 to 2"),
     "causal": ([ATTENDING], {"targets": ("attention",), "shape": "causal_lm"}, "not causal and the student's is causal"),
+    "window": (
+        [ATTENDING],
+        {"targets": ("attention",), "shape": "windows"},
+        "student's layer 2 sees only those less than 4 places away",
+    ),
     "relations of causal": ([RELATED], {"targets": ("attention",), "shape": "causal_lm"}, "one of teacher and student is causal"),
     "relation heads": (
         [{**RELATED, "num_relation_heads": 3}],

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from storage.errors import ConfigError, CorruptError
+from storage.text.tokenizer import RECORDED_TOKENIZER
 from student_training.terms.interface import Positions, Wants
+from student_training.text.attention_capture import ATTENTION
 from student_training.text.student_export import export_text_student, load_text_student
 from student_training.text.students import create_text_student
 from tests.student_training.text.text_batches import (
     BERT,
     CLASSES,
     MAX_TOKENS,
+    TOKENS,
     VOCABULARY,
     make_batch,
     make_student,
@@ -55,6 +60,23 @@ def make_small(kind, **fields):
     torch.manual_seed(0)
     config = parse_student({**SMALL[kind], **fields})
     return config, create_text_student(config, num_classes=CLASSES, vocabulary_size=VOCABULARY, max_tokens=MAX_TOKENS).eval()
+
+
+MODERN_BERT = {**BERT, "local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 0, "sep_token_id": 0}
+WINDOWS = {
+    ("modernbert", "masked_lm"): (MODERN_BERT, (None, 5)),
+    ("mistral", "causal_lm"): ({**BERT, "num_key_value_heads": 1, "sliding_window": 8}, (8, 8)),
+    ("llama", "causal_lm"): ({**BERT, "num_key_value_heads": 1}, ()),
+}
+
+
+@pytest.mark.parametrize(("name", "head"), WINDOWS)
+def test_a_student_knows_how_far_its_layers_see(name, head):
+    settings, expected = WINDOWS[name, head]
+    config = {**settings, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    student = make_student(name, head=head, architecture=name, config=config)
+    assert student.shape.attention_windows == expected
+    assert student.network.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(("name", "head"), HEADS)
@@ -165,14 +187,16 @@ def test_students_leave_as_transformers_checkpoints(name, head, tmp_path):
     batch = make_batch(LENGTHS, masks=False)
     expected = student(batch.input_ids, attention_mask=batch.attention_mask, wants=Wants(vectors=("query.1",))).logits
     path = export_text_student(
-        student, folder=tmp_path, config=student_config(name, head=head), vocabulary_size=VOCABULARY, weights="trained"
+        student, folder=tmp_path, config=student_config(name, head=head), view=TOKENS, weights="trained"
     )
     assert sorted(file.name for file in tmp_path.iterdir() if file.name != "generation_config.json") == [
         "config.json",
         "model.safetensors",
     ]
     assert path == tmp_path / "model.safetensors"
-    assert "decant" not in (tmp_path / "config.json").read_text()
+    described = AutoConfig.from_pretrained(tmp_path)
+    assert getattr(described, RECORDED_TOKENIZER) == TOKENS.tokenizer_sha256
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
     loaded, missing = HEADS[name, head].from_pretrained(tmp_path, output_loading_info=True)
     assert not missing["missing_keys"]
     assert not missing["unexpected_keys"]
@@ -190,7 +214,8 @@ def test_students_leave_as_transformers_checkpoints(name, head, tmp_path):
 def test_small_students_come_back_as_they_left(kind, tmp_path):
     config, student = make_small(kind)
     batch = make_batch(LENGTHS, masks=False)
-    export_text_student(student, folder=tmp_path, config=config, vocabulary_size=VOCABULARY, weights="ema")
+    export_text_student(student, folder=tmp_path, config=config, view=TOKENS, weights="ema")
+    assert json.loads((tmp_path / "config.json").read_text())[RECORDED_TOKENIZER] == TOKENS.tokenizer_sha256
     loaded = load_text_student(tmp_path)
     inputs = {"attention_mask": batch.attention_mask}
     torch.testing.assert_close(

@@ -83,7 +83,7 @@ SPECS = {
 
 
 def student_config(name, *, head="masked_lm", **fields):
-    data = {"kind": "transformers", "head": head, **STUDENTS[name], **fields}
+    data = {"kind": "transformers", "head": head, **STUDENTS.get(name, {}), **fields}
     if name in STUDENTS and "config" in fields:
         data["config"] = {**STUDENTS[name]["config"], **fields["config"]}
     return parse_student(data)
