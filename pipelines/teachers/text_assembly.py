@@ -11,10 +11,12 @@ from pipelines.teachers.devices import resolve_device
 from pipelines.teachers.outputs import NO_HIDDEN, RawOutputs, Wanted
 from pipelines.teachers.text_base import PROBE_TOKENS, NetworkShape, TextNetwork, TextTeacher, new_lock, probe
 from pipelines.teachers.text_networks import PlainNetwork, TransformersNetwork, last_linear
+from pipelines.teachers.text_tokenizer import require_trained_tokens
 from pipelines.teachers.weights import weights_sha256
 from storage.config import TeacherConfig
 from storage.errors import TeacherError
 from storage.specs import Positions, TextTeacherSpec
+from storage.text.tokenizer import RECORDED_TOKENIZER
 
 if TYPE_CHECKING:
     import torch
@@ -44,12 +46,14 @@ def assemble_text_teacher(
 
     Raises:
         TeacherError: a missing device, weights that do not fit the precision, a forward pass that fails or gives no finite
-            logits, a tokenizer with more tokens than the model knows.
+            logits, a tokenizer with more tokens than the model knows, or another than it was trained with.
     """
     import torch
 
     kind = config.kind
     assert kind in ("masked_lm", "causal_lm", "sequence_classifier", "text_factory")
+    trained_on = getattr(getattr(module, "config", None), RECORDED_TOKENIZER, None)
+    require_trained_tokens(trained_on, tokenizer=tokenizer, config=config)
     device = resolve_device(config.device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     module = module.eval().requires_grad_(False).float()

@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.teachers.attention_capture import install
 from pipelines.teachers.text_assembly import assemble_text_teacher
 from pipelines.teachers.text_base import TextTeacher
+from pipelines.teachers.text_tokenizer import load_teacher_tokenizer
 from pipelines.teachers.transformers_loading import Arguments, architecture_of, class_names, load_module
 from storage.config import TeacherConfig
 from storage.errors import TeacherError
@@ -31,11 +32,8 @@ def load_text_teacher(config: TeacherConfig) -> TextTeacher:
     """
     import transformers
 
-    # The module of tokenizers reaches this package for its words of errors.
-    from pipelines.text.tokenizers import load_tokenizer
-
     arguments = Arguments.of(config)
-    tokenizer = load_tokenizer(config.tokenizer or config.name)
+    tokenizer = load_teacher_tokenizer(config)
     if config.kind == "masked_lm" and tokenizer.facts.mask_id is None:
         raise TeacherError(
             f"the tokenizer of masked_lm {config.name} has no mask token: nothing could be masked for it. Give the tokenizer "

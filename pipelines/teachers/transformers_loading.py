@@ -13,6 +13,7 @@ from storage.config import TeacherConfig
 from storage.errors import TeacherError
 from storage.hashing import fingerprint
 from storage.naming import did_you_mean
+from storage.text.tokenizer import RECORDED_TOKENIZER
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +21,20 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NOT_ARCHITECTURE = frozenset(
-    {"architectures", "dtype", "finetuning_task", "id2label", "label2id", "problem_type", "torch_dtype", "transformers_version"}
+    {
+        "architectures",
+        "dtype",
+        "finetuning_task",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "torch_dtype",
+        "transformers_version",
+        RECORDED_TOKENIZER,
+    }
 )
 """Entries of config.json that do not change what the network computes, or that the spec holds elsewhere."""
 _OWN_FIELDS = {"dtype": "precision", "torch_dtype": "precision", "num_labels": "num_classes", "id2label": "num_classes"}
-_TRANSPORT = frozenset(
-    {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code"}
-)
-"""Arguments that say where files come from, not what the network is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +60,8 @@ class Arguments:
             if argument in config.kwargs:
                 raise TeacherError(f"teacher.kwargs.{argument} would hide what the teacher is: use teacher.{field} instead")
         return cls(
-            overrides={key: value for key, value in config.kwargs.items() if key not in _TRANSPORT},
-            transport={key: value for key, value in config.kwargs.items() if key in _TRANSPORT},
+            overrides={key: value for key, value in config.kwargs.items() if key not in config.transport},
+            transport=config.transport,
         )
 
 

@@ -10,6 +10,10 @@ from storage.config.base import Config
 
 PictureTeacher = Literal["timm", "transformers", "factory"]
 TextTeacher = Literal["masked_lm", "causal_lm", "sequence_classifier", "text_factory"]
+_OF_TRANSFORMERS = ("transformers", "masked_lm", "causal_lm", "sequence_classifier")
+_TRANSPORT = frozenset(
+    {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code"}
+)
 
 
 class TeacherConfig(Config):
@@ -25,7 +29,8 @@ class TeacherConfig(Config):
     )
     tokenizer: str | None = Field(
         default=None,
-        description="Texts: hub id or local folder of the tokenizer; null: the model's own. A text_factory has none of its own.",
+        description="Texts: hub id or local folder of the tokenizer, which must be the model's where that has one; null: the "
+        "model's own. A text_factory has none of its own.",
     )
     checkpoint: str | None = Field(
         default=None,
@@ -40,6 +45,13 @@ class TeacherConfig(Config):
     def of_text(self) -> bool:
         """Whether it reads texts."""
         return self.kind in get_args(TextTeacher)
+
+    @property
+    def transport(self) -> dict[str, Any]:
+        """Those of `kwargs` that say where the files of a model of transformers come from, not what the network is."""
+        if self.kind not in _OF_TRANSFORMERS:
+            return {}
+        return {key: value for key, value in self.kwargs.items() if key in _TRANSPORT}
 
     @model_validator(mode="after")
     def _check_tokenizer(self) -> TeacherConfig:

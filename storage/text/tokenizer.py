@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+RECORDED_TOKENIZER = "decant_tokenizer_sha256"
+"""Entry of a model's config.json: fingerprint of the tokenizer whose tokens it was trained on."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerFacts:
@@ -41,6 +44,12 @@ class TokenizerFacts:
     def num_special_tokens(self) -> int:
         """Special tokens of a single sequence."""
         return len(self.prefix) + len(self.suffix)
+
+    @property
+    def unmaskable_ids(self) -> tuple[int, ...]:
+        """Ids that are never masked, ascending: special tokens, and what frames sequences or stands between documents."""
+        separator = () if self.separator_id is None else (self.separator_id,)
+        return tuple(sorted({*self.special_ids, *self.prefix, *self.suffix, *separator}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

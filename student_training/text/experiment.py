@@ -25,7 +25,9 @@ from student_training.text.job import TextJob
 from student_training.text.students import predicts_tokens
 from student_training.text.tokenizers import (
     load_student_tokenizer,
-    require_own_tokenizer,
+    require_first_weights,
+    require_named_tokenizer,
+    require_teacher_tokenizer,
     require_tokenizer,
     tokenizer_key,
 )
@@ -71,7 +73,11 @@ def _cached_job(config: ExperimentConfig, training: TrainingConfig) -> TextJob:
     used = {name: label_sets[name] for name in names}
     stream = TextLabelStream(used, targets=targets, held_blocks=training.shuffle_window_blocks + 1)
     view = stream.view
-    require_own_tokenizer(training, view=view, label_set=next(iter(used.values())).manifest.name)
+    label_set = next(iter(used.values())).manifest.name
+    require_named_tokenizer(training, view=view, what=f"label set {label_set!r}")
+    require_first_weights(training, view=view, what=f"label set {label_set!r}")
+    if config.teacher is not None:
+        require_teacher_tokenizer(config.teacher, view=view, label_set=label_set)
     labels = [name for name, spec in targets.items() if isinstance(spec, SoftLabelsSpec)]
     means = {name: used[name].class_means() for name in labels if wants_means(training)}
     heads = {
@@ -114,6 +120,7 @@ def _hard_job(config: ExperimentConfig, training: TrainingConfig) -> TextJob:
     views = _text_views(config)
     tokenizer = load_student_tokenizer(config, training)
     view = view_of(views, tokenizer=tokenizer.facts, tokenizer_key=tokenizer_key(training))
+    require_first_weights(training, view=view, what="the view of this training")
     source = open_source(source_config)
     classes = source.classes
     stream = TextSourceStream(

@@ -20,6 +20,8 @@ from storage.config.students import (
     TransformersStudentConfig,
 )
 from storage.errors import CorruptError
+from storage.specs import TextViewSpec
+from storage.text.tokenizer import RECORDED_TOKENIZER
 from student_training.checkpoint import write_json
 from student_training.quantization import float_state, quantize_for_training, set_thresholds, thresholds
 from student_training.text.interface import TextStudent
@@ -44,19 +46,19 @@ _OWN: TypeAdapter[MiniAlbertStudentConfig | BiLstmStudentConfig | TextCnnStudent
 
 
 def export_text_student(
-    student: TextStudent, *, folder: Path, config: TextStudentConfig, vocabulary_size: int, weights: Literal["trained", "ema"]
+    student: TextStudent, *, folder: Path, config: TextStudentConfig, view: TextViewSpec, weights: Literal["trained", "ema"]
 ) -> Path:
     """Write a student and return the path of `model.safetensors`.
 
     transformers: what `from_pretrained(folder)` of its Auto class reads. Our own networks: weights, and a `config.json` with
-    their section. `quantization.json` holds bits and activation thresholds of one that was trained for integers; its weights
-    are not rounded, since the grid follows from them.
+    their section. Either `config.json` says which tokenizer's tokens the student knows. `quantization.json` holds bits and
+    activation thresholds of one that was trained for integers; its weights are not rounded, since the grid follows from them.
 
     Args:
         student: not wrapped.
         folder: where to.
         config: as it was made from.
-        vocabulary_size: token ids are below it.
+        view: of the texts it was trained on.
         weights: whose they are.
     """
     path = folder / STUDENT_FILE
@@ -65,6 +67,8 @@ def export_text_student(
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
     if isinstance(student, TransformersStudent):
+        # In the place of what stands there of weights that the training began with.
+        setattr(student.network.config, RECORDED_TOKENIZER, view.tokenizer_sha256)
         student.network.save_pretrained(parts, state_dict=float_state(student.network), max_shard_size=_ONE_FILE)
     else:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
@@ -72,7 +76,8 @@ def export_text_student(
         description = {
             "student": config.model_dump(mode="json"),
             "num_classes": student.shape.num_classes,
-            "vocabulary_size": vocabulary_size,
+            "vocabulary_size": view.vocabulary_size,
+            RECORDED_TOKENIZER: view.tokenizer_sha256,
             "weights": weights,
         }
         write_json(parts / DESCRIPTION_FILE, description)

@@ -74,7 +74,7 @@ class TextTask:
             module.student,
             folder=folder,
             config=self.job.training.text_student,
-            vocabulary_size=self.job.view.vocabulary_size,
+            view=self.job.view,
             weights=weights,
         )
 

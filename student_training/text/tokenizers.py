@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 from typing import Any
 
-from storage.config import ExperimentConfig
+from storage.config import ExperimentConfig, TeacherConfig
 from storage.config.students import TransformersStudentConfig
 from storage.config.training import TrainingConfig
 from storage.errors import ConfigError, DecantError, MismatchError
 from storage.sources.files import open_store, reaching
 from storage.specs import TextViewSpec
-from storage.text.tokenizer import TextTokenizer
+from storage.text.tokenizer import RECORDED_TOKENIZER, TextTokenizer
 from storage.text.tokenizer_backends import wrap_tokenizer
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -25,12 +26,14 @@ def load_student_tokenizer(config: ExperimentConfig, training: TrainingConfig) -
     Raises:
         ConfigError: nothing names one, or it does not load.
     """
-    name = training.tokenizer or _student_path(training) or _teacher_name(config)
-    if name is None:
+    name = training.tokenizer or _student_path(training)
+    if name is not None:
+        return _load(name)
+    if config.teacher is None:
         raise ConfigError(
             "training.tokenizer: is needed to read texts, since neither a student.path nor a teacher says which tokenizer it is"
         )
-    return _load(name)
+    return _load_of_teacher(config.teacher)
 
 
 def tokenizer_key(training: TrainingConfig) -> str:
@@ -40,24 +43,57 @@ def tokenizer_key(training: TrainingConfig) -> str:
     return "training.tokenizer"
 
 
-def require_own_tokenizer(training: TrainingConfig, *, view: TextViewSpec, label_set: str) -> None:
-    """Refuse labels of other tokens than the student knows: one with a tokenizer of its own, or with weights trained on one.
+def require_named_tokenizer(training: TrainingConfig, *, view: TextViewSpec, what: str) -> None:
+    """Refuse texts of other tokens than those of the tokenizer that the config names.
 
     Raises:
-        ConfigError: the tokenizer that is named does not load.
-        MismatchError: it is not that of the labels.
+        ConfigError: it does not load.
+        MismatchError: it is another.
     """
-    path = training.tokenizer or _student_path(training)
+    if training.tokenizer is not None:
+        require_tokenizer(_load(training.tokenizer), view=view, name=training.tokenizer, what=what)
+
+
+def require_first_weights(training: TrainingConfig, *, view: TextViewSpec, what: str) -> None:
+    """Refuse texts of other tokens than the weights know that a student starts from.
+
+    Decant's own students say in their config which tokens those are, and most folders and hub ids hold a tokenizer. Weights
+    that do neither are taken: nothing contradicts them.
+
+    Raises:
+        MismatchError: they were trained on other tokens.
+    """
+    path = _student_path(training)
     if path is None:
         return
+    known = _tokenizer_of_weights(path)
+    if known is not None and known != view.tokenizer_sha256:
+        raise MismatchError(
+            f"the weights of {path} know tokens of a tokenizer with fingerprint {known[:12]}, {what} was made with "
+            f"{view.tokenizer_sha256[:12]} and {view.vocabulary_size:,} tokens: the same ids mean other words. Start from other "
+            "weights, or label with the tokenizer of these"
+        )
+
+
+def require_teacher_tokenizer(teacher: TeacherConfig, *, view: TextViewSpec, label_set: str) -> None:
+    """Refuse labels of other tokens than those of the teacher in the config, where its tokenizer is on this machine.
+
+    Labels need no teacher, so nothing is fetched for the comparison.
+
+    Raises:
+        MismatchError: the labels are not of this teacher.
+    """
     try:
-        tokenizer = _load(path)
+        tokenizer = _load_of_teacher(teacher, fetch=False)
     except ConfigError:
-        if training.tokenizer is not None:
-            raise
-        # Weights without a tokenizer beside them: nothing says what their tokens are.
         return
-    require_tokenizer(tokenizer, view=view, name=path, what=f"label set {label_set!r}")
+    if tokenizer.facts.sha256 != view.tokenizer_sha256:
+        raise MismatchError(
+            f"the tokenizer of teacher {teacher.tokenizer or teacher.name} has fingerprint {tokenizer.facts.sha256[:12]} and "
+            f"{tokenizer.facts.vocabulary_size:,} tokens, label set {label_set!r} was made with {view.tokenizer_sha256[:12]} and "
+            f"{view.vocabulary_size:,} tokens: they are labels of another teacher. Name another label set in training.targets, "
+            "run decant label with this config, or leave teacher out"
+        )
 
 
 def require_tokenizer(tokenizer: TextTokenizer, *, view: TextViewSpec, name: str, what: str) -> None:
@@ -88,11 +124,32 @@ def _student_path(training: TrainingConfig) -> str | None:
     return student.path if student.pretrained else None
 
 
-def _teacher_name(config: ExperimentConfig) -> str | None:
-    return None if config.teacher is None else config.teacher.tokenizer or config.teacher.name
+def _tokenizer_of_weights(path: str) -> str | None:
+    """Return the fingerprint that weights are said to know: by their config, else by the tokenizer beside them."""
+    from transformers import PretrainedConfig
+
+    with contextlib.suppress(OSError, ValueError):
+        recorded = PretrainedConfig.get_config_dict(path)[0].get(RECORDED_TOKENIZER)
+        if recorded is not None:
+            return str(recorded)
+    with contextlib.suppress(ConfigError):
+        return _load(path).facts.sha256
+    return None
 
 
-def _load(name: str) -> TextTokenizer:
+def _load_of_teacher(teacher: TeacherConfig, *, fetch: bool = True) -> TextTokenizer:
+    """Return a teacher's tokenizer, from where the teacher itself comes unless it has a name of its own.
+
+    Raises:
+        ConfigError: it does not load, or would have to be fetched.
+    """
+    arguments = {} if fetch else {"local_files_only": True}
+    if teacher.tokenizer is not None:
+        return _load(teacher.tokenizer, **arguments)
+    return _load(teacher.name, **{**teacher.transport, **arguments})
+
+
+def _load(name: str, **arguments: Any) -> TextTokenizer:
     # Said before the first use: loader processes are forked later, and never tokenise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
@@ -103,7 +160,7 @@ def _load(name: str) -> TextTokenizer:
             return wrap_tokenizer(_read_json(name), name=name)
         from transformers import AutoTokenizer
 
-        return wrap_tokenizer(AutoTokenizer.from_pretrained(name), name=name)
+        return wrap_tokenizer(AutoTokenizer.from_pretrained(name, **arguments), name=name)
     except MemoryError:
         raise
     except Exception as error:  # libraries and factories raise what they like

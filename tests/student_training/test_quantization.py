@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from student_training.quantization import fake_quantize, quantize_for_training, thresholds
 from student_training.text.student_export import export_text_student, load_text_student
-from tests.student_training.text.text_batches import VOCABULARY, make_batch, make_student, student_config
+from tests.student_training.text.text_batches import TOKENS, make_batch, make_student, student_config
 
 
 @given(bits=st.integers(2, 8), threshold=st.floats(0.1, 10), seed=st.integers(0, 99))
@@ -83,7 +83,7 @@ def test_a_rounded_student_trains_and_leaves_as_an_ordinary_checkpoint(tmp_path)
     student.eval()
     expected = student(batch.input_ids, attention_mask=batch.attention_mask).logits
     config = student_config("bert", quantization=quantization)
-    export_text_student(student, folder=tmp_path, config=config, vocabulary_size=VOCABULARY, weights="trained")
+    export_text_student(student, folder=tmp_path, config=config, view=TOKENS, weights="trained")
     record = json.loads((tmp_path / "quantization.json").read_text())
     assert record["bits"] == 6
     assert all(value > 0 for value in record["activation_thresholds"].values())
@@ -93,5 +93,5 @@ def test_a_rounded_student_trains_and_leaves_as_an_ordinary_checkpoint(tmp_path)
     loaded = load_text_student(tmp_path)
     torch.testing.assert_close(loaded(batch.input_ids, attention_mask=batch.attention_mask).logits, expected)
     plain = make_student("bert").eval()
-    export_text_student(plain, folder=tmp_path, config=student_config("bert"), vocabulary_size=VOCABULARY, weights="trained")
+    export_text_student(plain, folder=tmp_path, config=student_config("bert"), view=TOKENS, weights="trained")
     assert not (tmp_path / "quantization.json").exists()

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
+
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import BertForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from pipelines.teacher_memo import TeacherMemo, TextTeacherFacts, facts_of
 from pipelines.teachers import load_any_teacher, load_teacher
 from pipelines.teachers.outputs import Wanted, check_layers
+from pipelines.text.tokenizers import load_tokenizer
 from storage.cache import Cache
-from storage.config import TeacherConfig
+from storage.config import ExperimentConfig, TeacherConfig, TrainingConfig
 from storage.errors import TeacherError
+from storage.text.tokenizer import RECORDED_TOKENIZER
+from student_training.text.tokenizers import load_student_tokenizer
 from tests.pipelines.text.models import byte_pairs, make_model, save_model, word_piece
+from tests.student_training.text.text_trainings import SPECIAL, tokenizer_of
 
 HERE = __name__
 
@@ -183,9 +191,16 @@ def test_a_factory_that_gives_no_teacher_is_refused(bert, name, kwargs, words):
         load_any_teacher(factory(name, bert, **kwargs))
 
 
-def test_a_tokenizer_that_is_not_the_models_is_refused(bert, tmp_path):
+def without_tokenizer(folder):
+    for file in folder.glob("*token*"):
+        file.unlink()
+    return folder
+
+
+def test_a_tokenizer_that_cannot_be_the_models_is_refused(tmp_path):
     byte_pairs().save_pretrained(tmp_path / "bytes")
-    gpt2 = save_model(tmp_path / "gpt2", "gpt2")
+    gpt2 = without_tokenizer(save_model(tmp_path / "gpt2", "gpt2"))
+    bert = without_tokenizer(save_model(tmp_path / "bert", "bert"))
     with pytest.raises(TeacherError, match="has no mask token"):
         load_any_teacher(config_of(bert, tokenizer=str(tmp_path / "bytes")))
     large = tmp_path / "large"
@@ -194,6 +209,70 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(bert, tmp_path):
     tokenizer.save_pretrained(large)
     with pytest.raises(TeacherError, match="has 317 tokens, its embedding 257"):
         load_any_teacher(config_of(gpt2, kind="causal_lm", tokenizer=str(large)))
+
+
+def two_of_512(root):
+    """Two models with tokenizers of 512 tokens, the words of one in reverse."""
+    words = [f"w{number}" for number in range(len(SPECIAL), 512)]
+    return [
+        save_model(root / name, "bert", tokenizer=tokenizer_of([*SPECIAL, *order]))
+        for name, order in (("one", words), ("other", words[::-1]))
+    ]
+
+
+def test_two_models_of_512_tokens_refuse_the_tokenizers_of_each_other(tmp_path):
+    for one, other in itertools.permutations(two_of_512(tmp_path)):
+        sha256, named = (load_tokenizer(str(folder)).facts.sha256[:12] for folder in (one, other))
+        with pytest.raises(
+            TeacherError,
+            match=f"teacher.tokenizer .* has fingerprint {named} and 512 tokens, the tokenizer of .* itself {sha256} and 512: ",
+        ):
+            load_any_teacher(config_of(one, tokenizer=str(other)))
+        assert load_any_teacher(config_of(one, tokenizer=str(one))).spec == load_any_teacher(config_of(one)).spec
+    # A vocabulary of its own belongs to a checkpoint, whatever tokenizer the folder of its architecture holds.
+    torch.save(make_model("bert", vocabulary=512, seed=1).state_dict(), tmp_path / "weights.pt")
+    trained = load_any_teacher(config_of(one, tokenizer=str(other), checkpoint=str(tmp_path / "weights.pt")))
+    assert trained.tokenizer.facts.sha256 == load_tokenizer(str(other)).facts.sha256
+
+
+def transformers_module(folder):
+    return BertForMaskedLM.from_pretrained(folder), {"positions": "masked"}
+
+
+def test_a_model_that_says_which_tokens_it_knows_refuses_others(tmp_path):
+    for one, other in itertools.permutations(two_of_512(tmp_path)):
+        plain = load_any_teacher(config_of(one))
+        described = json.loads((one / "config.json").read_text())
+        student = tmp_path / f"student of {one.name}"
+        shutil.copytree(one, student)
+        written = {**described, RECORDED_TOKENIZER: plain.tokenizer.facts.sha256}
+        (without_tokenizer(student) / "config.json").write_text(json.dumps(written))
+        assert load_any_teacher(config_of(student, tokenizer=str(one))).spec == plain.spec
+        load_any_teacher(factory("transformers_module", one, folder=str(student)))
+        words = f"trained on tokens of a tokenizer with fingerprint {plain.tokenizer.facts.sha256[:12]}, and the one of"
+        with pytest.raises(TeacherError, match=words):
+            load_any_teacher(config_of(student, tokenizer=str(other)))
+        with pytest.raises(TeacherError, match=words):
+            load_any_teacher(factory("transformers_module", other, folder=str(student)))
+
+
+def test_model_and_tokenizer_are_of_the_same_revision(tmp_path):
+    """A cache of the hub with two revisions, as `huggingface_hub` lays it out."""
+    repository = tmp_path / "hub" / "models--tests--bert"
+    (repository / "refs").mkdir(parents=True)
+    for revision, folder in zip(("main", "second"), two_of_512(tmp_path), strict=True):
+        commit = revision.encode().hex().ljust(40, "0")
+        (repository / "refs" / revision).write_text(commit)
+        shutil.copytree(folder, repository / "snapshots" / commit)
+    for revision, folder in (("main", "one"), ("second", "other")):
+        kwargs = {"cache_dir": str(tmp_path / "hub"), "revision": revision, "local_files_only": True}
+        config = config_of("tests/bert", kwargs=kwargs)
+        teacher = load_any_teacher(config)
+        assert teacher.tokenizer.facts.sha256 == load_tokenizer(str(tmp_path / folder)).facts.sha256
+        asked = {"views": {"kind": "tokens", "length": 8}, "target": {"kind": "embeddings"}}
+        experiment = ExperimentConfig(name="x", teacher=config, **asked)
+        training = TrainingConfig(output="x", student={"kind": "bilstm"}, targets={"kind": "hard"})
+        assert load_student_tokenizer(experiment, training).facts.sha256 == teacher.tokenizer.facts.sha256
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):
