@@ -6,8 +6,10 @@ import logging
 import os
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
 from pipelines.engine import pipeline_options
@@ -21,11 +23,15 @@ from tests.pipelines import support
 from tests.reliability import kills, memory, scale_steps
 from tests.reliability.concurrency import run_round, visible_files
 from tests.reliability.damage import BYTES, Fault, kinds_for, make_fault
-from tests.reliability.faults import inject
+from tests.reliability.faults import inject, state_of
 from tests.reliability.fuzz import fuzz_all
+from tests.reliability.fuzz_target import Fuzzer, Target
 from tests.reliability.layouts import Bench, count_outcomes, some_rows
+from tests.reliability.mutation import mutated
+from tests.reliability.reading import Reading
+from tests.reliability.resident import ResidentMemory
 from tests.reliability.runs import NUM_BATCHES, Run
-from tests.reliability.specimen import Reading, Specimen, file_kind
+from tests.reliability.specimen import Specimen, file_kind
 
 pytestmark = pytest.mark.integration
 
@@ -49,17 +55,25 @@ def test_no_fault_is_silent_and_each_is_mended(specimen):
 
 def test_every_kind_of_file_and_of_damage_can_be_drawn(specimen):
     files = specimen.victims_in_use.files
-    kinds = {file_kind(name) for name in files}
+    kinds = {specimen.kinds[name] for name in files}
     assert kinds == {
-        "tar",
+        "tar, labels of pictures",
+        "tar, vectors of pictures",
+        "tar, labels of texts",
+        "tar, vectors of texts",
+        "head",
         "part record",
         "spec.json",
         "manifest",
         "parts table",
         "class means",
         "name",
+        "tag",
         "source memo",
         "teacher memo",
+        "run.json",
+        "parts of a run",
+        "notes of a run",
     }
     rng = random.Random(0)
     drawn = set()
@@ -85,6 +99,37 @@ def test_a_wrong_row_would_be_seen(specimen):
     other = LabelSet.open(Cache.at(str(specimen.cache)), name_or_id="second").manifest.id
     forged = NamedLabelSet(label_set=other, is_tag=False).to_bytes(name="first")
     assert specimen.judge(Fault(kind="forged", after={"names/first.json": forged})).state == "silent"
+
+
+@pytest.mark.parametrize("kind", ["tar, vectors of pictures", "tar, labels of texts", "tar, vectors of texts", "head"])
+def test_damage_to_texts_vectors_and_heads_is_found(specimen, kind):
+    name = next(name for name in specimen.victims_in_use.files if specimen.kinds[name] == kind)
+    data = bytearray(specimen.pristine[name])
+    # Of a tar the first block of rows: headers of members are read by nobody.
+    data[len(data) // 2 if kind == "head" else data.index(b"DECANT", data.index(b"DECANT") + 1) + 100] ^= 1
+    fault = Fault(kind="bit flip", after={name: bytes(data)})
+    outcome = specimen.judge(fault)
+    assert (outcome.state, outcome.clear, outcome.verify_finds) == ("detected", True, True)
+    assert specimen.heal(fault)[0] in {"rerun", "removed"}
+
+
+def test_damage_to_what_is_seen_of_a_run_is_found_and_hurts_no_labels(specimen):
+    for name in (f"runs/{specimen.run}/run.json", f"runs/{specimen.run}/parts.parquet"):
+        data = specimen.pristine[name]
+        for after in (None, data[:-1], b"", bytes([data[0] ^ 1]) + data[1:]):
+            outcome = specimen.judge(Fault(kind="damage", after={name: after}))
+            assert (outcome.state, outcome.clear) == ("detected", True), outcome.error
+            assert not outcome.verify_finds
+
+
+def test_a_tag_that_was_put_back_gives_the_older_label_set_and_is_counted_apart(specimen):
+    [copy] = specimen.older["names/best.json"]
+    fault = Fault(kind="older copy", after={"names/best.json": copy})
+    outcome = specimen.judge(fault)
+    assert (outcome.state, outcome.verify_finds) == ("silent", False)
+    assert state_of(outcome, fault=fault, kind_of_file="tag") == "rolled back"
+    assert state_of(outcome, fault=replace(fault, kind="swap"), kind_of_file="tag") == "silent"
+    assert state_of(outcome, fault=fault, kind_of_file="manifest") == "silent"
 
 
 def test_names_that_were_mixed_up_are_refused(specimen):
@@ -230,7 +275,66 @@ def test_broken_inputs_give_declared_errors_in_little_memory(tmp_path):
     assert [failure for target in found.values() for failure in target.failures] == []
     assert sum(target.num_inputs for target in found.values()) >= 1500
     assert sum(target.num_accepted for target in found.values()) > 20
-    assert max(target.most_bytes for target in found.values()) < 16 << 20
+    assert sum(target.num_kept for target in found.values()) > 20
+    assert all(len(target.steps) >= target.num_valid_steps > 0 for target in found.values())
+    assert max(target.most_python_bytes for target in found.values()) < 16 << 20
+    assert max(target.most_resident_bytes for target in found.values()) < 64 << 20
+
+
+def guarded(data):
+    """A reader that fails behind six checks, more than are broken in one go."""
+    if data[0:1] != b"\x80":
+        return
+    if data[1:2] != b"\xff":
+        return
+    if data[2:3] != b"\x7f":
+        return
+    if data[3:4] != b"\x01":
+        return
+    if data[4:5] != b"\x80":
+        return
+    if data[5:6] != b"\xff":
+        return
+    raise AssertionError("found")
+
+
+def test_guidance_finds_what_blind_changes_do_not():
+    target = Target(name="guarded", seeds=(bytes(6),), change=mutated, prepare=lambda made: partial(guarded, made), weight=1)
+    here = Path(__file__).parent
+    blind = Fuzzer(target, every_guided=0).fuzz(num_inputs=20_000, rng=random.Random(0))
+    assert (blind.num_failures, blind.num_kept) == (0, 0)
+    guided = Fuzzer(target, folders=(here,), every_guided=2).fuzz(num_inputs=20_000, rng=random.Random(0))
+    assert guided.num_failures > 0
+    assert guided.failures[0].endswith("AssertionError: found\n")
+    assert guided.num_kept >= 6
+
+
+def test_resident_memory_shows_what_arrow_takes():
+    resident = ResidentMemory()
+    try:
+        before = resident.start()
+        # 96 MB of numbers that Python knows nothing of.
+        pc.sum(pc.random(12_000_000, initializer=0)).as_py()
+        assert resident.most() - before > 80 << 20
+        before = resident.start()
+        assert resident.most() - before < 16 << 20
+    finally:
+        resident.close()
+
+
+def test_a_run_that_ends_late_or_without_a_word_is_shown():
+    rows = {("the run", 1): kills.Row(), ("a worker", 2): kills.Row()}
+    rows["the run", 1].add(kills.Kill(of_worker=False, end_seconds=0.1, ended_clearly=True))
+    rows["a worker", 2].add(kills.Kill(of_worker=True, end_seconds=4.5, ended_clearly=True))
+    goals = {goal.what: goal for goal in kills.report_of(rows, num_kills=2, quick=True).goals}
+    assert all(goal.passed for goal in goals.values())
+    assert goals["longest from the kill of a worker to the end of the run, 1 kills"].measured == 4.5
+    rows["a worker", 2].add(kills.Kill(of_worker=True, end_seconds=None, ended_clearly=False))
+    short = [goal.what for goal in kills.report_of(rows, num_kills=2, quick=True).goals if not goal.passed]
+    assert short == [
+        "longest from the kill of a worker to the end of the run, 2 kills",
+        "runs that hung, or did not say that a worker died and how to go on",
+    ]
 
 
 def test_a_label_set_of_many_parts_opens(tmp_path):

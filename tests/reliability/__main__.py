@@ -26,8 +26,9 @@ What was done to caches on purpose, and what came of it. The tables were printed
 Damage to bytes cannot: every byte that a reader uses is behind a hash that stands in another file, up to the name, which is signed by
 its own. What is left is files that are whole and right, but old or forged:
 
-- **A name put back as it was** (a backup of `names/` alone, a store that serves an old copy) points at an older label set, which is whole.
-  Readers get that one; `decant label` moves the name forward again. Runs that must not move can name the label set by its id.
+- **A name or tag put back as it was** (a backup of `names/` alone, a store that serves an old copy) points at an older label set, which
+  is whole. Readers get that one where it serves their config, and nothing tells them; the trial counts these faults in a column of their
+  own, *rolled back*. `decant label` moves a name forward again, people move tags. Who must not move can name the label set by its id.
 - **An older manifest put back together with every tar that it names** is the label set as it was then. Where a part was lost and made
   anew, its old tar is gone, and the old manifest is refused; where only the record was lost, the old tar may still lie there, readers
   see the old rows, and `decant cache verify` finds that the part's record says otherwise.

@@ -2,263 +2,97 @@
 
 from __future__ import annotations
 
-import io
-import json
+import functools
+import os
 import random
 import resource
-import struct
-import time
-import traceback
-import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from storage.blocks import encode_block
-from storage.cache import Cache
-from storage.errors import DecantError
-from storage.hashing import canonical_json, digest, seal, unseal
-from storage.label_set import LabelSet
-from storage.parts import PartRecord
-from storage.parts_table import PARTS_SCHEMA, read_parts_table
-from storage.sources import SourceMemo, index_source
 from tests.benchmarks.report import Goal, Report, Table
-from tests.reliability.mutation import mutated, replaced
-from tests.storage.blocks import block_bytes, sealed
-from tests.storage.caches import make_labeller, make_request
-from tests.storage.test_fuzz_decoders import RENAMED, VALID, header_of, streams_of
+from tests.reliability.fuzz_blocks import block_targets
+from tests.reliability.fuzz_cache_files import cache_targets
+from tests.reliability.fuzz_other_files import other_targets
+from tests.reliability.fuzz_runs import run_targets
+from tests.reliability.fuzz_target import EVERY_GUIDED, EVERY_TRACED, Found, Fuzzer, Target
+from tests.reliability.resident import ResidentMemory
+from tests.storage.caches import make_labeller
 
 NUM_INPUTS = 1_000_000
 MEMORY_BYTES = 64 << 20
-"""Most that an input of under 10 kB may make a reader allocate."""
+"""Most that an input of under 50 kB may make a reader allocate."""
+GAINED_BYTES = 256 << 20
+"""Most that a process may keep of half a million of them."""
 
 SECONDS = 2.0
 """Most that it may take, on a busy machine."""
 
-_EVERY_TRACED = 50
 _SPACE_BYTES = 2 << 30
+_NUM_PROCESSES = 2
 
 _METHOD = f"""\
 Valid files of every kind are changed and given to what reads them: bytes flipped, set, cut, inserted and repeated; the same with every
-checksum and seal put right afterwards, so that the code behind them is reached; JSON fields replaced, dropped and added; streams of
-blocks changed below the compression; columns of the table of parts replaced. Targets are those of `tests/storage/test_fuzz_decoders.py`,
-which says what a result must promise (sums, ranges, orders), and readers of manifests, names, requests, records and memos. Wanted: a
-result that keeps its promises or a `DecantError`; anything else (another exception, a crash) is a failure. The processes may map
-{_SPACE_BYTES >> 30} GiB beyond what they start with. One input of {_EVERY_TRACED} runs under `tracemalloc`; times are of all others."""
+checksum, seal and digest put right afterwards, so that the code behind them is reached; JSON fields replaced, dropped and added; streams
+of blocks changed below the compression; columns of tables replaced; files of folders lost and mixed up. Of blocks the result must keep
+the promises that `tests/storage/test_fuzz_decoders.py` states (sums, ranges, orders, alignment of rows and tokens). Wanted: a result or
+a `DecantError`; anything else (another exception, a crash) is a failure. The processes may map {_SPACE_BYTES >> 30} GiB beyond what they
+start with.
 
-Attempt = Callable[[random.Random], Callable[[], object]]
+*Coverage guides the search*: one input of {EVERY_GUIDED} runs under `sys.settrace`, which notes each step from line to line inside
+`storage` and `pipelines` (so: each branch that is taken). An input that takes a step no input of this target took before joins the
+corpus, and half of all inputs are made by changing what joined: those that got further are taken further. *Branches* are such steps:
+of the valid files alone, and of all inputs that were looked at. `sys.settrace` sees Python only: what Arrow, zstd and pydantic do
+inside is reached, not steered.
 
-
-@dataclass(kw_only=True)
-class Found:
-    """What a target did with its inputs."""
-
-    num_inputs: int = 0
-    num_accepted: int = 0
-    num_failures: int = 0
-    most_seconds: float = 0.0
-    most_bytes: int = 0
-    seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
+*Memory*: one input of {EVERY_TRACED} runs under `tracemalloc`, which knows what Python allocates. Of all others that run at full speed it is
+asked by how much the process's resident memory rose at its most while the input was read (the kernel's peak, reset before each one),
+which holds what Arrow and zstd allocate, too. Times are of those inputs. What a process has resident after its last
+slice of inputs is compared with what it had after its first."""
 
 
-def _blocks() -> Iterator[tuple[str, Attempt]]:
-    def choose(rng: random.Random) -> tuple[Callable[[bytes], None], bytes]:
-        return rng.choice(VALID)
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """What a process found in one go.
 
-    def of_bytes(rng: random.Random) -> Callable[[], object]:
-        decode, whole = choose(rng)
-        changed = mutated(whole, rng)
-        return lambda: decode(changed)
+    Attributes:
+        found: by target.
+        resident_bytes: that the process had in the end.
+    """
 
-    def with_checksum(rng: random.Random) -> Callable[[], object]:
-        decode, whole = choose(rng)
-        changed = sealed(mutated(whole[:-8], rng))
-        return lambda: decode(changed)
-
-    def with_header(rng: random.Random) -> Callable[[], object]:
-        decode, whole = choose(rng)
-        (length,) = struct.unpack("<I", whole[8:12])
-        changed = block_bytes(replaced(header_of(whole), rng), whole[12 + length : -8])
-        return lambda: decode(changed)
-
-    taken_apart = [(decode, *streams_of(whole)) for decode, whole in VALID]
-
-    def with_streams(rng: random.Random) -> Callable[[], object]:
-        decode, header, valid = rng.choice(taken_apart)
-        streams = dict(valid)
-        for _ in range(rng.randint(1, 3)):
-            name = rng.choice(sorted(streams))
-            match rng.randrange(5):
-                case 0 | 1:
-                    streams[name] = np.frombuffer(mutated(streams[name].tobytes(), rng), dtype=np.uint8)
-                case 2:
-                    streams[name] = np.full(len(streams[name]), rng.choice((0, 1, 0x7C, 0x7F, 0x80, 0xFF)), dtype=np.uint8)
-                case 3:
-                    other = rng.choice(sorted(streams))
-                    streams[name], streams[other] = streams[other], streams[name]
-                case _ if len(streams) > 1:
-                    streams[rng.choice(RENAMED)] = streams.pop(name)
-        # A block holds its header without the streams.
-        changed = encode_block({key: value for key, value in header.items() if key != "streams"}, streams)
-        return lambda: decode(changed)
-
-    yield "blocks: bytes", of_bytes
-    yield "blocks: bytes, checksum right", with_checksum
-    yield "blocks: header, checksum right", with_header
-    yield "blocks: streams below zstd", with_streams
+    process: int
+    found: dict[str, Found]
+    resident_bytes: int
 
 
-def _cache_files(folder: Path) -> Iterator[tuple[str, Attempt]]:
+def targets_of(folder: Path) -> Iterator[Target]:
+    """Yield every target, over files that are made in a folder."""
     labeller = make_labeller(folder, dead=frozenset({("ant/001.jpg", None), ("bee/007.jpg", 1)}))
     label_set = labeller.label()
-    record = labeller.make_part(index_source(labeller.source).units[0], first_view=0, num_views=2)[1].to_bytes()
-    record_fields = json.loads(unseal(record) or b"")
-
-    def record_bytes(rng: random.Random) -> Callable[[], object]:
-        changed = mutated(record, rng)
-        changed = seal(changed) if rng.random() < 0.5 else changed
-        return lambda: PartRecord.from_bytes(changed, origin="here")
-
-    def record_values(rng: random.Random) -> Callable[[], object]:
-        changed = seal(canonical_json(replaced(record_fields, rng)))
-        return lambda: PartRecord.from_bytes(changed, origin="here")
-
-    store = label_set.cache.store
-    manifest = store.read(f"{label_set.folder}/manifest.json")
-    fields = json.loads(unseal(manifest) or b"")
-    memory = Cache.at("memory://fuzz-reliability")
-    for name in (label_set.manifest.parts_file, label_set.manifest.class_means_file):
-        memory.store.write(f"{label_set.folder}/{name}", store.read(f"{label_set.folder}/{name}"))
-
-    def opened(data: bytes) -> Callable[[], object]:
-        def read() -> object:
-            memory.store.write(f"{label_set.folder}/manifest.json", data)
-            return LabelSet.open_id(memory, label_set=label_set.manifest.id).class_means()
-
-        return read
-
-    def manifest_bytes(rng: random.Random) -> Callable[[], object]:
-        return opened(mutated(manifest, rng))
-
-    def manifest_values(rng: random.Random) -> Callable[[], object]:
-        return opened(seal(canonical_json(replaced(fields, rng))))
-
-    table = store.read(f"{label_set.folder}/{label_set.manifest.parts_file}")
-    rows = label_set.parts.to_pylist()
-
-    def table_bytes(rng: random.Random) -> Callable[[], object]:
-        changed = mutated(table, rng)
-        return lambda: read_parts_table(changed, num_views=2, origin="here")
-
-    def table_values(rng: random.Random) -> Callable[[], object]:
-        place = rng.randrange(len(rows))
-        try:
-            made = pa.Table.from_pylist([*rows[:place], replaced(rows[place], rng), *rows[place + 1 :]], schema=PARTS_SCHEMA)
-        except (pa.ArrowException, ValueError, TypeError, AttributeError, OverflowError):
-            return table_values(rng)  # no table of these columns can say this
-        file = io.BytesIO()
-        pq.write_table(made, file)
-        return lambda: read_parts_table(file.getvalue(), num_views=2, origin="here")
-
-    request = make_request().to_json()
-
-    def request_values(rng: random.Random) -> Callable[[], object]:
-        data = canonical_json(replaced(request, rng))
-        name = f"requests/{digest(data)}/spec.json"
-
-        def read() -> object:
-            memory.store.write(name, data)
-            try:
-                return memory.request(digest(data))
-            finally:
-                memory.store.remove(name)
-
-        return read
-
-    name_file = store.read("names/tiny.json")
-
-    def name_bytes(rng: random.Random) -> Callable[[], object]:
-        changed = mutated(name_file, rng) if rng.random() < 0.5 else seal(mutated(unseal(name_file) or b"", rng))
-
-        def read() -> object:
-            memory.store.write("names/tiny.json", changed)
-            return memory.find_name("tiny")
-
-        return read
-
-    memo_file = folder / "memo.parquet"
-    memo = SourceMemo(str(memo_file))
-    index_source(labeller.source, memo=memo)
-    memo_data = memo_file.read_bytes()
-
-    def memo_bytes(rng: random.Random) -> Callable[[], object]:
-        memo_file.write_bytes(mutated(memo_data, rng))
-        return lambda: list(memo.entries())
-
-    yield "part records: bytes", record_bytes
-    yield "part records: values, seal right", record_values
-    yield "manifests: bytes", manifest_bytes
-    yield "manifests: values, seal right", manifest_values
-    yield "tables of parts: bytes", table_bytes
-    yield "tables of parts: values", table_values
-    yield "requests: values, name right", request_values
-    yield "names: bytes, seal right or not", name_bytes
-    yield "source memos: bytes", memo_bytes
+    yield from block_targets()
+    yield from cache_targets(labeller, label_set)
+    yield from run_targets(labeller)
+    yield from other_targets(labeller, folder)
 
 
-_SHARES = {
-    "blocks: bytes": 60,
-    "blocks: bytes, checksum right": 60,
-    "blocks: header, checksum right": 20,
-    "blocks: streams below zstd": 15,
-    "part records: bytes": 15,
-    "part records: values, seal right": 15,
-    "manifests: bytes": 2,
-    "manifests: values, seal right": 2,
-    "tables of parts: bytes": 1,
-    "tables of parts: values": 1,
-    "requests: values, name right": 3,
-    "names: bytes, seal right or not": 3,
-    "source memos: bytes": 1,
-}
-"""How many inputs a target gets, by what they cost."""
+@functools.cache
+def _fuzzers(folder: str) -> tuple[Fuzzer, ...]:
+    """Return the fuzzers of this process, whose corpora go on growing from slice to slice."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return tuple(Fuzzer(target) for target in targets_of(Path(folder)))
 
 
-def fuzz_target(attempt: Attempt, *, num_inputs: int, rng: random.Random) -> Found:
-    """Give one target so many inputs."""
-    found = Found()
-    started = time.perf_counter()
-    for number in range(num_inputs):
-        action = attempt(rng)
-        traced = number % _EVERY_TRACED == 0
-        if traced:
-            tracemalloc.start()
-        before = time.perf_counter()
-        try:
-            action()
-            found.num_accepted += 1
-        except DecantError:
-            pass
-        except BaseException as error:  # whatever it is, it is not declared
-            found.num_failures += 1
-            if len(found.failures) < 3:
-                found.failures.append("".join(traceback.format_exception(error)))
-        elapsed = time.perf_counter() - before
-        if traced:
-            found.most_bytes = max(found.most_bytes, tracemalloc.get_traced_memory()[1])
-            tracemalloc.stop()
-        else:
-            found.most_seconds = max(found.most_seconds, elapsed)
-        found.num_inputs += 1
-    found.seconds = time.perf_counter() - started
-    return found
+def fuzz_all(folder: str, *, num_inputs: int, seed: int) -> dict[str, Found]:
+    """Give every target its share of so many inputs."""
+    fuzzers = _fuzzers(folder)
+    total = sum(fuzzer.target.weight for fuzzer in fuzzers)
+    rng = random.Random(seed)
+    return {
+        fuzzer.target.name: fuzzer.fuzz(num_inputs=int(num_inputs * fuzzer.target.weight / total) + 1, rng=rng)
+        for fuzzer in fuzzers
+    }
 
 
 def _limit_memory() -> None:
@@ -267,68 +101,114 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def fuzz_all(folder: str, *, num_inputs: int, seed: int) -> dict[str, Found]:
-    """Give every target its share of so many inputs."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    targets = {**dict(_blocks()), **dict(_cache_files(Path(folder)))}
-    rng = random.Random(seed)
-    return {
-        name: fuzz_target(attempt, num_inputs=-(-num_inputs * _SHARES[name] // sum(_SHARES.values())), rng=rng)
-        for name, attempt in targets.items()
-    }
+def _fuzz_slice(folder: str, *, num_inputs: int, seed: int) -> Slice:
+    found = fuzz_all(f"{folder}/{os.getpid()}", num_inputs=num_inputs, seed=seed)
+    resident = ResidentMemory()
+    try:
+        return Slice(process=os.getpid(), found=found, resident_bytes=resident.start())
+    finally:
+        resident.close()
+
+
+def _fuzz_slices(
+    folder: Path, *, num_inputs: int, slices: int, processes: int, say: Callable[[str], None]
+) -> tuple[dict[str, Found], int]:
+    """Return what all processes found together, and by how much the memory of one grew since its first slice."""
+    totals: dict[str, Found] = {}
+    first: dict[int, int] = {}
+    gained = 0
+    with ProcessPoolExecutor(processes, get_context("spawn"), _limit_memory) as pool:
+        waiting = [
+            pool.submit(_fuzz_slice, str(folder), num_inputs=-(-num_inputs // slices), seed=number) for number in range(slices)
+        ]
+        for number, future in enumerate(waiting):
+            ended = future.result()
+            gained = max(gained, ended.resident_bytes - first.setdefault(ended.process, ended.resident_bytes))
+            for name, found in ended.found.items():
+                totals.setdefault(name, Found()).add(found)
+                for failure in found.failures:
+                    say(f"{name}: {failure}")
+            say(f"{number + 1} of {slices} slices, {sum(found.num_inputs for found in totals.values()):,} inputs")
+    return totals, gained
 
 
 def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
     """Fuzz in two processes."""
     num_inputs = 3000 if quick else NUM_INPUTS
-    slices = 2 if quick else 20
-    totals: dict[str, Found] = {}
-    with ProcessPoolExecutor(1 if quick else 2, get_context("spawn"), _limit_memory) as pool:
-        waiting = [
-            pool.submit(fuzz_all, str(folder / f"slice{number}"), num_inputs=-(-num_inputs // slices), seed=number)
-            for number in range(slices)
-        ]
-        for number, future in enumerate(waiting):
-            for name, found in future.result().items():
-                total = totals.setdefault(name, Found())
-                total.num_inputs += found.num_inputs
-                total.num_accepted += found.num_accepted
-                total.num_failures += found.num_failures
-                total.seconds += found.seconds
-                total.most_seconds = max(total.most_seconds, found.most_seconds)
-                total.most_bytes = max(total.most_bytes, found.most_bytes)
-                for failure in found.failures:
-                    say(f"{name}: {failure}")
-            say(f"{number + 1} of {slices} slices")
+    totals, gained = _fuzz_slices(
+        folder, num_inputs=num_inputs, slices=2 if quick else 20, processes=1 if quick else _NUM_PROCESSES, say=say
+    )
+    return report_of(totals, num_inputs=num_inputs, gained_bytes=gained, quick=quick)
+
+
+def report_of(totals: dict[str, Found], *, num_inputs: int, gained_bytes: int, quick: bool) -> Report:
+    """Return the report of what was found, by target."""
     rows = [
         (
             name,
             found.num_inputs,
             found.num_accepted,
             found.num_failures,
+            found.num_valid_steps,
+            len(found.steps),
+            found.num_kept,
             1e6 * found.seconds / found.num_inputs,
             1e3 * found.most_seconds,
-            found.most_bytes / 2**20,
+            found.most_python_bytes / 2**20,
+            found.most_resident_bytes / 2**20,
         )
         for name, found in totals.items()
     ]
-    goals = (
-        Goal(what="inputs", measured=sum(row[1] for row in rows), limit=num_inputs, at_most=False),
-        Goal(what="undeclared errors and broken promises", measured=sum(row[3] for row in rows), limit=0),
-        Goal(what="longest time for one input", measured=max(f.most_seconds for f in totals.values()), limit=SECONDS, unit="s"),
-        Goal(
-            what="most memory for one input",
-            measured=max(f.most_bytes for f in totals.values()) / 2**20,
-            limit=MEMORY_BYTES >> 20,
-            unit="MiB",
-        ),
+    steps = set().union(*(found.steps for found in totals.values()))
+    columns = (
+        f"target ({len(steps):,} branches in all)",
+        "inputs",
+        "accepted",
+        "failures",
+        "branches, valid files",
+        "branches, all",
+        "inputs kept",
+        "mean, us (making it too)",
+        "longest, ms",
+        "most Python memory, MiB",
+        "most resident memory, MiB",
     )
-    columns = ("target", "inputs", "accepted", "failures", "mean, us (making it too)", "longest, ms", "most memory, MiB")
     return Report(
         name="fuzz",
         title="Fuzzing: broken inputs for every decoder",
         method=_METHOD,
         tables=(Table(title="Inputs and what came of them", columns=columns, rows=tuple(rows)),),
-        goals=goals,
+        goals=_goals(totals, num_inputs=num_inputs, gained_bytes=gained_bytes),
         quick=quick,
+    )
+
+
+def _goals(totals: dict[str, Found], *, num_inputs: int, gained_bytes: int) -> tuple[Goal, ...]:
+    found = totals.values()
+    limit = MEMORY_BYTES >> 20
+    return (
+        Goal(what="inputs", measured=sum(one.num_inputs for one in found), limit=num_inputs, at_most=False),
+        Goal(
+            what="inputs kept for the new branches they took", measured=sum(one.num_kept for one in found), limit=1, at_most=False
+        ),
+        Goal(what="undeclared errors and broken promises", measured=sum(one.num_failures for one in found), limit=0),
+        Goal(what="longest time for one input", measured=max(one.most_seconds for one in found), limit=SECONDS, unit="s"),
+        Goal(
+            what="most Python memory for one input",
+            measured=max(one.most_python_bytes for one in found) / 2**20,
+            limit=limit,
+            unit="MiB",
+        ),
+        Goal(
+            what="most resident memory for one input",
+            measured=max(one.most_resident_bytes for one in found) / 2**20,
+            limit=limit,
+            unit="MiB",
+        ),
+        Goal(
+            what="resident memory that a process gained over all its inputs",
+            measured=gained_bytes / 2**20,
+            limit=GAINED_BYTES >> 20,
+            unit="MiB",
+        ),
     )

@@ -22,15 +22,15 @@ OPEN_BYTES = 10**9
 _METHOD = f"""\
 *A run that has nothing to do*: {NUM_PARTS:,} pictures are labelled, one a unit, by a tiny timm teacher from a local checkpoint, which makes
 {NUM_PARTS:,} parts. Then the same command runs again in new processes; counted are loads of the teacher, and seconds from the call of
-`decant.main` to its end, imports left out (Python and Beam take theirs in any run, however small). Goals are of
-processor seconds of the best of three: one thread does it all, so that is what the clock shows on a machine that does nothing else; what
-the clock showed on this one stands beside it.
+`decant.main` to its end, imports left out (Python and Beam take theirs in any run, however small). Goals are of the best of three,
+in processor seconds and by the clock; one thread does it all, so both agree on a machine that does nothing else.
 
 *A million parts*: the manifest and table of a label set are written as `decant label` writes them, with one block a part; of records and
-tars there are the names, and nothing in them. A new process opens it by its name, makes the stream, and plans an epoch (order of blocks,
-first batch of a million rows of blocks). Another plans a run of `decant label` over the same units, for which nothing is left to do, and
-commits the label set again; listing and reading the source is its memo's cost and not counted. Memory is the most the process had
-resident, imports included; `decant label` also imports torch and Beam."""
+tars there are the names, and nothing in them. A new process opens it by its name, makes the stream, and plans an epoch (order of
+blocks, first batch of a million rows of blocks). Another plans a run over the same units as `decant plan` and `decant label` do (the
+label set is opened and compared with the units and a listing of the parts), finds that nothing is left to do, and commits the label set
+again; listing and reading the source is its memo's cost and not counted. Memory is the most the process had resident, imports included;
+`decant label` also imports torch and Beam."""
 
 
 def child(*words: str) -> dict[str, Any]:
@@ -53,6 +53,14 @@ def _write_many_pictures(folder: Path, *, count: int) -> Path:
 
 def _best(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return min(found, key=lambda one: float(one["cpu_seconds"]))
+
+
+def _time_goals(what: str, found: Sequence[dict[str, Any]], *, limit: float) -> tuple[Goal, Goal]:
+    """Return what was promised of the best of several, in processor seconds and by the clock."""
+    return (
+        Goal(what=f"{what}, processor", measured=min(one["cpu_seconds"] for one in found), limit=limit, unit="s"),
+        Goal(what=f"{what}, by the clock", measured=min(one["seconds"] for one in found), limit=limit, unit="s"),
+    )
 
 
 def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
@@ -81,20 +89,10 @@ def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
     peak, plan_peak = (max(one["peak_bytes"] for one in found) for found in (opened, planned))
     goals = (
         Goal(what="teacher loads of a run that has nothing to do", measured=max(one["loads"] for one in again), limit=0),
-        Goal(what=f"its own time, cache of {num_parts:,} parts", measured=rerun["cpu_seconds"], limit=RERUN_SECONDS, unit="s"),
-        Goal(
-            what=f"opening and planning an epoch, {num_many:,} parts",
-            measured=opening["cpu_seconds"],
-            limit=OPEN_SECONDS,
-            unit="s",
-        ),
+        *_time_goals(f"its own time, cache of {num_parts:,} parts", again, limit=RERUN_SECONDS),
+        *_time_goals(f"opening and planning an epoch, {num_many:,} parts", opened, limit=OPEN_SECONDS),
         Goal(what="memory for it, whole process", measured=peak / 1e9, limit=OPEN_BYTES / 1e9, unit="GB"),
-        Goal(
-            what=f"opening, planning and committing again what is there, {num_many:,} parts",
-            measured=planning["cpu_seconds"],
-            limit=OPEN_SECONDS,
-            unit="s",
-        ),
+        *_time_goals(f"planning a run and committing again what is there, {num_many:,} parts", planned, limit=OPEN_SECONDS),
         Goal(what="memory for it, whole process", measured=plan_peak / 1e9, limit=OPEN_BYTES / 1e9, unit="GB"),
     )
     runs = tuple(
