@@ -95,7 +95,7 @@ class PictureAuditor:
             first_view=row.view,
             num_views=1,
             max_pixels=self.survey.config.generation.max_image_pixels,
-            block_rows=1,
+            block_rows=(1,),
         )
         rendered = renderer(sample)
         if row.digest_position is None:

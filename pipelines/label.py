@@ -26,7 +26,7 @@ from pipelines.engine import (
 )
 from pipelines.label_report import LabelReport, make_report
 from pipelines.label_run import RunWriter, SubmittedRun, raise_reported, read_times, refuse_under_way, reported_end
-from pipelines.label_task import ListedTasks, Tasks
+from pipelines.label_task import ListedTasks
 from pipelines.local_paths import absolute_source, absolute_teacher, absolute_url
 from pipelines.plan import LabelPlan, make_plan
 from pipelines.planned_run import PlannedRun
@@ -118,7 +118,7 @@ def run_labels(
 ) -> list[LabelReport]:
     """Compute what the plans of a config lack and commit their label sets.
 
-    What several targets of texts lack of a unit is computed in one pass of the teacher.
+    What several targets lack of a unit is computed in one pass of the teacher.
 
     Args:
         line_seconds: how often a line about progress is written to standard error, in place of a bar; None: a bar, on terminals.
@@ -220,7 +220,7 @@ class _StartedRun:
 def _start(
     runs: Sequence[PlannedRun], *, name: str, options: PipelineOptions, command: str | None, detached: bool
 ) -> _StartedRun:
-    """Write down the tasks of all plans, and make the pipelines that do them: of texts one for all targets, of pictures one each.
+    """Write down the tasks of all plans, and make the pipeline that does them, all targets of a unit in one pass of the teacher.
 
     Parts that serve others are of the request they were made for.
     """
@@ -235,7 +235,6 @@ def _start(
     for run in runs:
         cache.add_request(run.plan.request)
     requests = {one: cache.request(one) for one in sorted(frozenset().union(*(run.plan.tasks.requests for run in runs)))}
-    jobs = [requests] if first.plan.of_text else [{one: request} for one, request in requests.items()]
     writer = RunWriter(cache, name=name)
     seen, teacher, source = cache, first.teacher_config, first.source_config
     if runs_elsewhere(options):
@@ -244,43 +243,32 @@ def _start(
     hints = resource_hints(options, generation=first.config.generation)
     workers = workers_per_machine(options, workers=first.config.generation.workers)
     generation = first.config.generation.model_copy(update={"workers": workers})
-    pipelines = []
-    for job in jobs:
-        targets = [run.plan.tasks for run in runs if run.plan.tasks]
-        if not first.plan.of_text:
-            targets = [_tasks_of(runs, request=one) for one in job]
-        units = work_units(targets, units=first.units)
-        files = writer.write_tasks(units, folder="" if len(jobs) == 1 else next(iter(job))[:16])
-        label_units = LabelUnits(
-            cache=seen,
-            run=writer.folder.path,
-            requests=job,
-            teacher=teacher,
-            source=source,
-            generation=generation,
-            held=sorted(_held(runs)),
-        )
-        pipeline = make_pipeline(options, workers=first.config.generation.workers, name=first.config.name)
-        _ = pipeline | NameTaskFiles(files) | LabelTasks(store=seen.store, label_units=label_units, hints=hints)
-        pipelines.append(pipeline)
+    units = work_units([run.plan.tasks for run in runs if run.plan.tasks], units=first.units)
+    files = writer.write_tasks(units)
+    label_units = LabelUnits(
+        cache=seen,
+        run=writer.folder.path,
+        requests=requests,
+        teacher=teacher,
+        source=source,
+        generation=generation,
+        held=sorted(_held(runs)),
+    )
+    pipeline = make_pipeline(options, workers=first.config.generation.workers, name=first.config.name)
+    _ = pipeline | NameTaskFiles(files) | LabelTasks(store=seen.store, label_units=label_units, hints=hints)
     info = writer.start(
         experiment=first.config.name if len(runs) == 1 else first.config.name.rpartition(".")[0],
         targets=[
             RunTarget(name=run.config.name, request=run.plan.request.fingerprint(), label_set=run.plan.label_set) for run in runs
         ],
         options=options,
-        pipelines=pipelines,
+        pipelines=[pipeline],
         workers=first.config.generation.workers,
         of_text=first.plan.of_text,
         detached=detached,
         command=command,
     )
-    return _StartedRun(folder=writer.folder, info=info, pipelines=tuple(pipelines))
-
-
-def _tasks_of(runs: Sequence[PlannedRun], *, request: str) -> Tasks:
-    found = [tasks for run in runs if (tasks := run.plan.tasks.of_request(request))]
-    return found[0] if len(found) == 1 else ListedTasks([task for tasks in found for task in tasks])
+    return _StartedRun(folder=writer.folder, info=info, pipelines=(pipeline,))
 
 
 def _run_to_the_end(started: _StartedRun, *, progress: bool, line_seconds: float | None) -> dict[str, RunTimes]:

@@ -60,13 +60,9 @@ class RunWriter:
         self._table = PartsTable()
         self._num_units = self._num_parts = self._num_rows = 0
 
-    def write_tasks(self, units: Iterable[tuple[LabelTask, ...]], *, folder: str) -> TaskFiles:
-        """Write the work units of one of its pipelines.
-
-        Args:
-            folder: inside the run's, empty for that itself.
-        """
-        return write_tasks(self.folder.store, folder=f"{self.folder.path}/{folder}".rstrip("/"), units=self._noted(units))
+    def write_tasks(self, units: Iterable[tuple[LabelTask, ...]]) -> TaskFiles:
+        """Write its work units."""
+        return write_tasks(self.folder.store, folder=self.folder.path, units=self._noted(units))
 
     def _noted(self, units: Iterable[tuple[LabelTask, ...]]) -> Iterator[tuple[LabelTask, ...]]:
         for unit in units:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +14,16 @@ import torch
 
 from pipelines.extraction import DrawnBatch, ExtractedBatch, extract
 from pipelines.label_task import LabelTask
-from pipelines.rendering import RenderedSample, SampleRenderer, map_ahead
+from pipelines.rendering import RenderedSample
+from pipelines.shared_pass import SharedPass
 from pipelines.teachers.base import Teacher
 from pipelines.teachers.text_base import TextTeacher
+from pipelines.unit_reading import Reading, rendered_batches
 from pipelines.values import concatenate_values, empty_values, take_values
 from storage.codecs import UnstoredLabels
 from storage.codecs.values import UnstoredValues
 from storage.config import GenerationConfig
-from storage.errors import SourceError, TeacherError
+from storage.errors import TeacherError
 from storage.failure_trace import short_traceback, without_addresses
 from storage.features import FeatureRows
 from storage.label_blocks import block_rows, decode_label_block
@@ -30,8 +31,7 @@ from storage.measuring import measure
 from storage.parts import DeadLetter, PartRecord, PartStatistics, PartWriter
 from storage.random import label_uniforms
 from storage.samples import SampleTable
-from storage.sources import UnitDigest
-from storage.sources.base import NO_LABEL, Sample, Source
+from storage.sources.base import Source
 from storage.specs import RequestSpec, SampledCodec, TargetSpec, ThresholdCodec
 
 _PROVENANCE_PACKAGES = ("decant", "torch", "torchvision", "timm", "transformers", "tokenizers", "numpy", "pillow", "apache-beam")
@@ -110,37 +110,28 @@ class ComputedUnit:
 
 
 @dataclass(kw_only=True)
-class Reading:
-    """The samples of a unit as they pass by; each is counted, also one that is not wanted."""
+class LabelsBeingMade:
+    """Soft labels of a unit as they grow, batch by batch.
 
-    num_samples: int
+    Attributes:
+        wanted: bool [views of the part, samples].
+        views: rows of each view of the task.
+        sums: float64 [classes], of all class probabilities over the rows that are present.
+    """
+
+    task: LabelTask
     wanted: npt.NDArray[np.bool_]
-    labels: npt.NDArray[np.int64]
-    keys: list[str] = field(default_factory=list)
-    digest: UnitDigest = field(default_factory=UnitDigest)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    too_many: bool = False
-
-    def watch(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        """Yield the samples that are wanted; ends early where there are more than there should be."""
-        for sample in samples:
-            if sample.position >= self.num_samples:
-                self.too_many = True
-                return
-            self.digest.add(sample)
-            self.keys.append(sample.key)
-            self.labels[sample.position] = sample.label
-            if sample.error is not None:
-                self.unreadable.append((sample.key, sample.error))
-            if self.wanted[sample.position]:
-                yield sample
+    views: list[ViewRows]
+    sums: npt.NDArray[np.float64]
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    teacher_seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
 class UnitLabeller:
     """Labels units with one teacher. Bytes depend on the unit and the specs, never on which worker runs it or when."""
 
-    teacher: Teacher
+    teacher: Teacher | SharedPass
     source: Source
     request: RequestSpec
     config: GenerationConfig
@@ -153,22 +144,59 @@ class UnitLabeller:
             TeacherError: the teacher fails on every sample of a batch and on black pictures, or runs out of memory.
         """
         started = time.perf_counter()
-        computed = self.compute(task, wanted=np.ones((task.part.num_views, task.num_samples), dtype=np.bool_))
-        writer = PartWriter(part=task.part, target=self.request.soft_labels, samples=computed.table)
+        made = self._make(task, wanted=np.ones((task.part.num_views, task.num_samples), dtype=np.bool_))
+        return self.finish(made[0], table=made[1], started=started)
+
+    def block_rows(self, task: LabelTask) -> int:
+        """Return the samples of a block."""
+        return block_rows(self.request.soft_labels, num_samples=task.num_samples)
+
+    def begin(self, task: LabelTask, *, wanted: npt.NDArray[np.bool_] | None = None) -> LabelsBeingMade:
+        """Return room for the rows of a unit.
+
+        Args:
+            wanted: bool [views of the part, samples]; None: all.
+        """
+        spec, num_views = self.request.soft_labels, task.part.num_views
+        return LabelsBeingMade(
+            task=task,
+            wanted=np.ones((num_views, task.num_samples), dtype=np.bool_) if wanted is None else wanted,
+            views=[ViewRows.empty(task.num_samples, target=spec) for _ in range(num_views)],
+            sums=np.zeros(spec.num_classes),
+        )
+
+    def add(self, made: LabelsBeingMade, batch: list[RenderedSample], *, index: int) -> None:
+        """Run the teacher on one view of a batch.
+
+        Args:
+            index: of the view, among those of the task.
+        """
+        made.teacher_seconds += self._label_view(
+            batch,
+            index=index,
+            wanted=made.wanted[index],
+            rows=made.views[index],
+            task=made.task,
+            dead_letters=made.dead_letters,
+            sums=made.sums,
+        )
+
+    def finish(self, made: LabelsBeingMade, *, table: SampleTable, started: float) -> LabelledUnit:
+        """Return the part of a unit whose batches are all through."""
+        task = made.task
+        writer = PartWriter(part=task.part, target=self.request.soft_labels, samples=table)
         statistics = PartStatistics()
-        for index, rows in enumerate(computed.views):
-            for measured in self._write_view(writer, view=task.part.first_view + index, rows=rows, labels=computed.table.labels):
+        for index, rows in enumerate(made.views):
+            for measured in self._write_view(writer, view=task.part.first_view + index, rows=rows, labels=table.labels):
                 statistics = statistics.plus(measured)
         data, record = writer.finish(
             unit_name=task.unit.name,
-            class_means=computed.probability_sums / max(statistics.num_rows, 1),
-            dead_letters=tuple(computed.dead_letters),
+            class_means=made.sums / max(statistics.num_rows, 1),
+            dead_letters=tuple(made.dead_letters),
             statistics=statistics,
             provenance=provenance(self.teacher),
         )
-        return LabelledUnit(
-            data=data, record=record, seconds=time.perf_counter() - started, teacher_seconds=computed.teacher_seconds
-        )
+        return LabelledUnit(data=data, record=record, seconds=time.perf_counter() - started, teacher_seconds=made.teacher_seconds)
 
     def compute(self, task: LabelTask, *, wanted: npt.NDArray[np.bool_]) -> ComputedUnit:
         """Read a whole unit and run the teacher on some of its rows.
@@ -180,49 +208,25 @@ class UnitLabeller:
             SourceError: the unit cannot be read, or no longer holds what was indexed.
             TeacherError: the teacher fails on every sample of a batch and on black pictures, or runs out of memory.
         """
-        spec = self.request.soft_labels
-        reading = Reading(
-            num_samples=task.num_samples,
-            wanted=np.asarray(wanted.any(axis=0), dtype=np.bool_),
-            labels=np.full(task.num_samples, NO_LABEL, dtype=np.int64),
-        )
-        views = [ViewRows.empty(task.num_samples, target=spec) for _ in range(task.part.num_views)]
-        dead_letters: list[DeadLetter] = []
-        sums = np.zeros(spec.num_classes)
-        teacher_seconds = 0.0
-        for batch in self._batches(task, reading=reading):
-            dead_letters += [item.dead_letter for item in batch if item.dead_letter is not None]
-            for index, rows in enumerate(views):
-                teacher_seconds += self._label_view(
-                    batch, index=index, wanted=wanted[index], rows=rows, task=task, dead_letters=dead_letters, sums=sums
-                )
-        short = len(reading.keys) != task.num_samples
-        if reading.too_many or short or reading.digest.hexdigest() != task.part.unit_digest:
-            raise unit_changed(task, unreadable=reading.unreadable)
+        made, table = self._make(task, wanted=wanted)
         return ComputedUnit(
-            table=SampleTable(keys=tuple(reading.keys), labels=reading.labels),
-            views=views,
-            dead_letters=dead_letters,
-            probability_sums=sums,
-            teacher_seconds=teacher_seconds,
+            table=table,
+            views=made.views,
+            dead_letters=made.dead_letters,
+            probability_sums=made.sums,
+            teacher_seconds=made.teacher_seconds,
         )
 
-    def _batches(self, task: LabelTask, *, reading: Reading) -> Iterator[list[RenderedSample]]:
-        renderer = SampleRenderer(
-            view=self.request.rendered_view(),
-            first_view=task.part.first_view,
-            num_views=task.part.num_views,
-            max_pixels=self.config.max_image_pixels,
-            block_rows=block_rows(self.request.soft_labels, num_samples=task.num_samples),
-        )
-        rendered = map_ahead(
-            renderer,
-            reading.watch(self.source.read(task.unit)),
-            threads=self.config.decode_threads,
-            ahead=2 * self.config.batch_size,
-        )
-        while batch := list(islice(rendered, self.config.batch_size)):
-            yield batch
+    def _make(self, task: LabelTask, *, wanted: npt.NDArray[np.bool_]) -> tuple[LabelsBeingMade, SampleTable]:
+        made = self.begin(task, wanted=wanted)
+        reading = Reading.of(task, wanted=np.asarray(wanted.any(axis=0), dtype=np.bool_))
+        for batch in rendered_batches(
+            self.source, task, reading=reading, request=self.request, config=self.config, block_rows=(self.block_rows(task),)
+        ):
+            made.dead_letters += [item.dead_letter for item in batch if item.dead_letter is not None]
+            for index in range(task.part.num_views):
+                self.add(made, batch, index=index)
+        return made, reading.finish(task)
 
     def _label_view(
         self,
@@ -324,20 +328,7 @@ class UnitLabeller:
             yield measure(chosen, stored, labels=labels[span][present], target=self.request.soft_labels)
 
 
-def unit_changed(task: LabelTask, *, unreadable: list[tuple[str, str]]) -> SourceError:
-    """Return the error of a unit that no longer holds what was indexed.
-
-    Args:
-        unreadable: key and reason of every sample that could not be read.
-    """
-    lost = f"; {len(unreadable)} samples cannot be read, first {unreadable[0][0]!r}: {unreadable[0][1]}" if unreadable else ""
-    return SourceError(
-        f"unit {task.unit.name!r} changed since it was indexed (its content no longer has digest {task.part.unit_digest[:16]}"
-        f"{lost}); no label was stored for it. Run decant label again once the source is at rest"
-    )
-
-
-def provenance(teacher: Teacher | TextTeacher) -> dict[str, str]:
+def provenance(teacher: Teacher | TextTeacher | SharedPass) -> dict[str, str]:
     """Return what made a part, beside its identity: library versions and device. No time: equal rows give equal records."""
     return {"device": str(teacher.device), **library_versions()}
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipelines.label_task import LabelTask
-from pipelines.label_unit import LabelledUnit, Reading, provenance, unit_changed
+from pipelines.label_unit import LabelledUnit, provenance
 from pipelines.measuring import measure_values
-from pipelines.rendering import RenderedSample, SampleRenderer, map_ahead
+from pipelines.rendering import RenderedSample
+from pipelines.shared_pass import SharedPass
 from pipelines.teachers.base import Teacher
 from pipelines.teachers.outputs import Wanted
+from pipelines.unit_reading import Reading, rendered_batches
 from pipelines.values import concatenate_values, empty_values, take_values
 from pipelines.vectors import extract_picture_vectors, num_tokens_of, wanted_of
 from storage.alignment import rows_per_sample
@@ -30,7 +30,7 @@ from storage.features import FeatureRows, concatenate_features
 from storage.hashing import key_hash
 from storage.parts import DeadLetter, PartStatistics, PartWriter
 from storage.samples import SampleTable
-from storage.sources.base import NO_LABEL, Source
+from storage.sources.base import Source
 from storage.specs import FeaturesSpec, RequestSpec, SoftLabelsSpec
 from storage.specs.features import rows_of_samples
 from storage.target_blocks import decode_target_block, encode_target_block
@@ -67,13 +67,29 @@ class _View:
 
 
 @dataclass(kw_only=True)
+class VectorsBeingMade:
+    """Vectors of a unit as they grow, batch by batch.
+
+    Attributes:
+        keys: of the samples so far.
+    """
+
+    task: LabelTask
+    views: list[_View]
+    keys: list[str] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    statistics: PartStatistics = field(default_factory=PartStatistics)
+    teacher_seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
 class FeatureUnitLabeller:
     """Labels units of pictures with vectors of one teacher. Bytes depend on the unit and the specs, never on who runs it or when.
 
     Blocks are encoded as soon as their pictures are through: a unit's vectors would not fit in memory.
     """
 
-    teacher: Teacher
+    teacher: Teacher | SharedPass
     source: Source
     request: RequestSpec
     config: GenerationConfig
@@ -112,31 +128,47 @@ class FeatureUnitLabeller:
             TeacherError: the teacher fails on every sample of a batch, or runs out of memory.
         """
         started = time.perf_counter()
-        size = block_samples(num_samples=task.num_samples, num_tokens=self.num_tokens())
-        reading = Reading(
-            num_samples=task.num_samples,
-            wanted=np.ones(task.num_samples, dtype=np.bool_),
-            labels=np.full(task.num_samples, NO_LABEL, dtype=np.int64),
-        )
+        made, reading = self.begin(task), Reading.of(task)
+        for batch in rendered_batches(
+            self.source, task, reading=reading, request=self.request, config=self.config, block_rows=(self.block_rows(task),)
+        ):
+            made.dead_letters += [item.dead_letter for item in batch if item.dead_letter is not None]
+            for index in range(task.part.num_views):
+                self.add(made, batch, index=index)
+        return self.finish(made, table=reading.finish(task), started=started)
+
+    def block_rows(self, task: LabelTask) -> int:
+        """Return the samples of a block."""
+        return block_samples(num_samples=task.num_samples, num_tokens=self.num_tokens())
+
+    def begin(self, task: LabelTask) -> VectorsBeingMade:
+        """Return room for the rows of a unit."""
         views = [_View(values=[empty_values(self._target)]) for _ in range(task.part.num_views)]
-        dead_letters: list[DeadLetter] = []
-        statistics = PartStatistics()
-        teacher_seconds = 0.0
-        for batch in self._batches(task, reading=reading, block_size=size):
-            dead_letters += [item.dead_letter for item in batch if item.dead_letter is not None]
-            for index, view in enumerate(views):
-                began = time.perf_counter()
-                self._add(batch, view=view, index=index, view_index=task.part.first_view + index, dead_letters=dead_letters)
-                teacher_seconds += time.perf_counter() - began
-                last = batch[-1].sample.position + 1 == task.num_samples
-                statistics = self._encode(
-                    view, view_index=task.part.first_view + index, keys=reading.keys, size=size, last=last, statistics=statistics
-                )
-        if reading.too_many or len(reading.keys) != task.num_samples or reading.digest.hexdigest() != task.part.unit_digest:
-            raise unit_changed(task, unreadable=reading.unreadable)
-        table = SampleTable(keys=tuple(reading.keys), labels=reading.labels)
+        return VectorsBeingMade(task=task, views=views)
+
+    def add(self, made: VectorsBeingMade, batch: list[RenderedSample], *, index: int) -> None:
+        """Run the teacher on one view of a batch, and encode the blocks that are through.
+
+        Args:
+            index: of the view, among those of the task.
+        """
+        if index == 0:
+            made.keys += [item.sample.key for item in batch]
+        task, view = made.task, made.views[index]
+        view_index = task.part.first_view + index
+        began = time.perf_counter()
+        self._add(batch, view=view, index=index, view_index=view_index, dead_letters=made.dead_letters)
+        made.teacher_seconds += time.perf_counter() - began
+        last = batch[-1].sample.position + 1 == task.num_samples
+        made.statistics = self._encode(
+            view, view_index=view_index, keys=made.keys, size=self.block_rows(task), last=last, statistics=made.statistics
+        )
+
+    def finish(self, made: VectorsBeingMade, *, table: SampleTable, started: float) -> LabelledUnit:
+        """Return the part of a unit whose batches are all through."""
+        task = made.task
         writer = PartWriter(part=task.part, target=self._target, samples=table)
-        for index, view in enumerate(views):
+        for index, view in enumerate(made.views):
             for block in view.blocks:
                 writer.add_block(
                     block.data,
@@ -148,28 +180,11 @@ class FeatureUnitLabeller:
         data, record = writer.finish(
             unit_name=task.unit.name,
             class_means=None,
-            dead_letters=tuple(dead_letters),
-            statistics=statistics,
+            dead_letters=tuple(made.dead_letters),
+            statistics=made.statistics,
             provenance=provenance(self.teacher),
         )
-        return LabelledUnit(data=data, record=record, seconds=time.perf_counter() - started, teacher_seconds=teacher_seconds)
-
-    def _batches(self, task: LabelTask, *, reading: Reading, block_size: int) -> Iterator[list[RenderedSample]]:
-        renderer = SampleRenderer(
-            view=self.request.rendered_view(),
-            first_view=task.part.first_view,
-            num_views=task.part.num_views,
-            max_pixels=self.config.max_image_pixels,
-            block_rows=block_size,
-        )
-        rendered = map_ahead(
-            renderer,
-            reading.watch(self.source.read(task.unit)),
-            threads=self.config.decode_threads,
-            ahead=2 * self.config.batch_size,
-        )
-        while batch := list(islice(rendered, self.config.batch_size)):
-            yield batch
+        return LabelledUnit(data=data, record=record, seconds=time.perf_counter() - started, teacher_seconds=made.teacher_seconds)
 
     def _add(
         self, batch: list[RenderedSample], *, view: _View, index: int, view_index: int, dead_letters: list[DeadLetter]

@@ -47,8 +47,8 @@ class SampleRenderer:
     first_view: int
     num_views: int
     max_pixels: int
-    block_rows: int
-    """Samples of one block: digests are stored of every `DIGEST_STRIDE`-th sample of each block."""
+    block_rows: tuple[int, ...]
+    """Samples of one block of each target: digests are stored of every `DIGEST_STRIDE`-th sample of each block."""
 
     def __call__(self, sample: Sample) -> RenderedSample:
         """Return the views of a sample; a bad one comes back as a dead letter."""
@@ -68,7 +68,7 @@ class SampleRenderer:
                 views[index] = render(image, params, interpolation=self.view.interpolation)
             except (SampleError, ValueError, MemoryError, OSError) as error:
                 return self._dead(sample, digests, stage="render", reason=f"{type(error).__name__}: {error}", error=error)
-            if sample.position % self.block_rows % DIGEST_STRIDE == 0:
+            if any(sample.position % rows % DIGEST_STRIDE == 0 for rows in self.block_rows):
                 digests[index] = view_digest(views[index])
         return RenderedSample(sample=sample, views=views, digests=digests, dead_letter=None)
 

@@ -18,7 +18,7 @@ from apache_beam.metrics import Metrics
 from pipelines.doctor.machine import cpu_threads
 from pipelines.label_task import LabelTask
 from pipelines.label_unit import LabelledUnit, UnitLabeller
-from pipelines.labellers import label_unit, make_labeller
+from pipelines.labellers import label_unit, labeller_of, make_labeller
 from pipelines.retry import relabel, retry
 from pipelines.task_files import TaskFiles, read_tasks
 from pipelines.teacher_memo import local_files
@@ -182,10 +182,11 @@ class LabelUnits(beam.DoFn):
 
     def _retry(self, task: LabelTask, existing: PartRecord) -> LabelledUnit | None:
         """Return the part with rows for dead letters that have a label now; None where none has."""
-        if not isinstance(self._labeller, UnitLabeller):
-            return relabel(self._labeller, task, record=existing)
+        labeller = labeller_of(self._labeller, request=task.part.request)
+        if not isinstance(labeller, UnitLabeller):
+            return relabel(labeller, task, record=existing)
         data = self._cache.store.read(self._cache.tar_name(existing))
-        return retry(self._labeller, task, data=data, record=existing)
+        return retry(labeller, task, data=data, record=existing)
 
     def finish_bundle(self) -> None:
         """Write how long the bundle's units took."""

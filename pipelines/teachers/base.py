@@ -146,9 +146,22 @@ def run_network(
     Raises:
         TeacherError: wrong input, wrong output, out of memory, or anything the network raises.
     """
+    output = run_on_views(network, views, normalization=normalization, device=device, dtype=dtype, name=name)
+    return _as_logits(output, views, device=device, dtype=dtype, name=name)
+
+
+def check_logits(output: Any, views: npt.NDArray[np.uint8], *, teacher: Teacher) -> torch.Tensor:
+    """Return as `Teacher.logits` does what a pass for vectors and labels gave for logits.
+
+    Raises:
+        TeacherError: they are none.
+    """
+    return _as_logits(output, views, device=teacher.device, dtype=teacher.dtype, name=teacher.name)
+
+
+def _as_logits(output: Any, views: npt.NDArray[np.uint8], *, device: torch.device, dtype: torch.dtype, name: str) -> torch.Tensor:
     import torch
 
-    output = run_on_views(network, views, normalization=normalization, device=device, dtype=dtype, name=name)
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != len(views):
         got = f"a tensor of shape {list(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise TeacherError(

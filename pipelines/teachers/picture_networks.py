@@ -42,17 +42,35 @@ class TimmNetwork:
                 layer: Any = getattr(block, "attn", None)
                 if wanted.attention_layers and _is_plain(layer):
                     stack.callback(layer.qkv.register_forward_hook(_take_apart(layer, into=attention, index=index)).remove)
-            features = self.module.forward_features(inputs)
+            logits, features = self._forward(inputs, labels=wanted.labels, stack=stack)
         embedding: Any = None
         if wanted.embedding:
             embedding = self.module.forward_head(features, pre_logits=True)
         # Stages that differ in resolution are no layers over the same tokens.
         same = {tuple(states.shape) if isinstance(states, torch.Tensor) and states.ndim == 3 else None for states in hidden}
         return RawOutputs(
+            logits=logits,
             hidden=tuple(hidden) if len(same) == 1 and None not in same else (),
             attention=attention,
             embedding=embedding if embedding is not None and embedding.ndim == 2 else None,
         )
+
+    def _forward(self, inputs: torch.Tensor, *, labels: bool, stack: contextlib.ExitStack) -> tuple[Any, Any]:
+        """Return logits, if labels are wanted, and what enters the head."""
+        if not labels:
+            return None, self.module.forward_features(inputs)
+        # The whole network, as where labels alone are wanted: what it does between the two is its own affair.
+        seen: list[Any] = []
+        whole = self.module.forward_features
+
+        def forward_features(*given: Any, **options: Any) -> Any:
+            seen.append(whole(*given, **options))
+            return seen[-1]
+
+        self.module.forward_features = forward_features
+        stack.callback(delattr, self.module, "forward_features")
+        logits = self.module(inputs)
+        return logits, seen[-1] if seen else None
 
 
 def _is_plain(layer: Any) -> bool:
@@ -92,6 +110,7 @@ class TransformersPictureNetwork:
         hidden = tuple(outputs.hidden_states or ()) if wanted.hidden else ()
         same = all(states.ndim == 3 for states in hidden) and len({states.shape for states in hidden}) == 1
         return RawOutputs(
+            logits=outputs.logits if wanted.labels else None,
             hidden=hidden if same else (),
             attention=None if attention is None else dict(attention),
             embedding=seen[0] if seen and seen[0].ndim == 2 else None,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from pipelines.label_task import LabelTask
-from pipelines.label_unit import LabelledUnit, provenance, unit_changed
+from pipelines.label_unit import LabelledUnit, provenance
 from pipelines.measuring import measure_values, true_classes
 from pipelines.teachers.outputs import Wanted
 from pipelines.teachers.text_base import TextOutputs, TextTeacher, ordinary_ids
@@ -20,6 +20,7 @@ from pipelines.text.batches import TextBatch, batches, windows
 from pipelines.text.features import extract_features
 from pipelines.text.soft_labels import ExtractedRows, extract_soft_labels
 from pipelines.text.window_values import WindowValues
+from pipelines.unit_reading import unit_changed
 from pipelines.values import concatenate_values, empty_values
 from pipelines.vectors import wanted_of
 from storage.block_bounds import block_bounds

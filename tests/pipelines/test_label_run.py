@@ -27,7 +27,7 @@ def config(tmp_path):
 def detached_run(run, *, num_tasks=None, requests=None):
     """A run of a plan's tasks that somewhere else goes on; returns its folder."""
     writer = RunWriter(run.cache, name=new_run_name())
-    writer.write_tasks(list(work_units([run.plan.tasks], units=run.units))[:num_tasks], folder="")
+    writer.write_tasks(list(work_units([run.plan.tasks], units=run.units))[:num_tasks])
     request = run.cache.add_request(run.plan.request)
     writer.start(
         experiment="elsewhere",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from pipelines import transforms
@@ -29,6 +30,7 @@ from storage.streams.picture_targets import PictureTargetStream
 from storage.target_blocks import decode_target_block
 from storage.verify import verify
 from storage.views import draw_view_params, render
+from tests.pipelines.networks import NAN_COLOUR, RAISE_COLOUR
 from tests.pipelines.support import (
     TEACHER_KWARGS,
     colour_teacher,
@@ -135,6 +137,88 @@ def test_vectors_of_a_vision_transformer_of_timm(tmp_path, pictures, checkpoint)
     assert not any(run.plan.tasks for run in again)
 
 
+def tars_of(report, cache):
+    label_set = LabelSet.open_id(cache, label_set=report.label_set)
+    return {label_set.tar_path(part): cache.store.read(label_set.tar_path(part)) for part in range(label_set.parts.num_rows)}
+
+
+@pytest.fixture
+def passes():
+    """Count the forward passes of a timm vision transformer that is loaded already."""
+    counted, hooks = [], []
+
+    def count(config):
+        module = transforms.shared_teacher(config.teacher).vector_network.module
+        hooks.append(module.patch_embed.register_forward_pre_hook(lambda _, given: counted.append(len(given[0]))))
+        return counted
+
+    yield count
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("names", [tuple(TARGETS), ("labels", "embedding"), ("hidden", "relations"), ("labels", "more")])
+def test_several_targets_take_one_pass_and_have_the_bytes_of_a_pass_each(tmp_path, checkpoint, passes, names):
+    # Two units, one of more than a batch; a picture that cannot be read keeps its place in each.
+    pictures = write_folder(tmp_path / "pictures", per_class=5)
+    (pictures / "red" / "002.png").write_bytes(b"no picture")
+    targets = {name: {**TARGETS, "more": {"k": 3, "codec": {"kind": "exact"}}}[name] for name in names}
+    data = data_of(tmp_path / "all", pictures, timm_teacher(checkpoint), targets=targets)
+    data = {**data, "source": folder_source(pictures, unit_size=10), "generation": {**data["generation"], "batch_size": 8}}
+    data["generation"]["dead_letter_limit"] = 0.5
+    config = config_of(data)
+    runs = plan_runs(config, progress=False)
+    counted = passes(config)
+    reports = run_labels(runs, progress=False)
+    together = len(counted)
+    # Units of 10 and 5 pictures are 3 batches, of 2 views; how many tokens a picture has shows once.
+    assert together == 3 * 2 + any(name not in ("labels", "more") for name in names)
+    assert [report.num_computed_rows for report in reports] == [30] * len(names)
+    assert {report.num_dead_letters for report in reports} == {1}
+    for name, report in zip(names, reports, strict=True):
+        alone = config_of({**data, "cache": str(tmp_path / name), "targets": {name: targets[name]}})
+        (one,) = run_labels(plan_runs(alone, progress=False), progress=False)
+        found = tars_of(report, Cache.at(config.cache))
+        assert len(found) == 2
+        assert found == tars_of(one, Cache.at(alone.cache))
+    assert len(counted) - together >= 3 * 2 * len(names)
+
+
+def test_pictures_at_which_a_teacher_fails_cost_their_own_rows_in_every_target(tmp_path):
+    pictures = write_folder(tmp_path / "pictures", per_class=3)
+    for name, colour in (("red", RAISE_COLOUR), ("green", NAN_COLOUR)):
+        Image.new("RGB", (24, 24), colour).save(pictures / name / "001.png")
+    targets = {"labels": {"k": 2}, "more": {"k": 3, "codec": {"kind": "exact"}}}
+    data = data_of(tmp_path / "all", pictures, colour_teacher(), targets=targets)
+    data["generation"]["dead_letter_limit"] = 0.5
+    reports = run_labels(plan_runs(config_of(data), progress=False), progress=False)
+    assert [report.num_dead_letters for report in reports] == [4, 4]
+    for name, report in zip(targets, reports, strict=True):
+        alone = config_of({**data, "cache": str(tmp_path / name), "targets": {name: targets[name]}})
+        (one,) = run_labels(plan_runs(alone, progress=False), progress=False)
+        assert tars_of(one, Cache.at(alone.cache)) == tars_of(report, Cache.at(data["cache"]))
+        records = [Cache.at(url).find_part(used.part) for url in (alone.cache, data["cache"]) for used in planned_parts(alone)]
+        assert records[: len(records) // 2] == records[len(records) // 2 :]
+
+
+def planned_parts(config):
+    (run,) = plan_runs(config, progress=False)
+    return run.plan.parts
+
+
+def test_what_one_of_several_targets_lacks_is_computed_alone(tmp_path, pictures, checkpoint):
+    targets = {"labels": TARGETS["labels"], "first": TARGETS["first"]}
+    data = data_of(tmp_path, pictures, timm_teacher(checkpoint), targets=targets)
+    reports = run_labels(plan_runs(config_of(data), progress=False), progress=False)
+    before = [tars_of(report, Cache.at(data["cache"])) for report in reports]
+    path = tmp_path / "cache" / sorted(before[1])[0]
+    path.unlink()
+    runs = plan_runs(config_of(data), progress=False)
+    assert [len(run.plan.tasks) for run in runs] == [0, 1]
+    run_labels(runs, progress=False)
+    assert [tars_of(report, Cache.at(data["cache"])) for report in reports] == before
+
+
 def test_sums_that_were_once_stored_for_means_are_refused_and_computed_anew(tmp_path, pictures, checkpoint):
     config = config_of(data_of(tmp_path, pictures, timm_teacher(checkpoint), targets={"mean": TARGETS["mean"]}))
     (run,) = plan_runs(config, progress=False)
@@ -199,15 +283,20 @@ def test_vectors_of_a_vision_transformer_of_transformers(tmp_path, pictures):
     module.save_pretrained(tmp_path / "vit")
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
     teacher = {"kind": "transformers", "name": str(tmp_path / "vit"), "device": "cpu"}
-    targets = {name: TARGETS[name] for name in ("hidden", "attention", "embedding")}
+    targets = {name: TARGETS[name] for name in ("hidden", "attention", "embedding", "labels")}
     targets["hidden"] = {**targets["hidden"], "layers": [0, 2]}
     data = data_of(tmp_path, pictures, teacher, targets=targets)
     runs = plan_runs(config_of(data), progress=False)
     reports = run_labels(runs, progress=False)
     cache = Cache.at(data["cache"])
     rows = {
-        name: rows_of(LabelSet.open_id(cache, label_set=report.label_set)) for name, report in zip(targets, reports, strict=True)
+        name: rows_of(LabelSet.open_id(cache, label_set=report.label_set))
+        for name, report in zip(targets, reports, strict=True)
+        if name != "labels"
     }
+    alone = config_of({**data, "cache": str(tmp_path / "alone"), "targets": {"labels": targets["labels"]}})
+    (labels,) = run_labels(plan_runs(alone, progress=False), progress=False)
+    assert tars_of(labels, Cache.at(alone.cache)) == tars_of(reports[-1], cache)
     for where, stored in list(rows["hidden"].items())[:6]:
         inputs = inputs_of(runs[0], unit=where[0], position=where[1], view=where[2])
         with torch.inference_mode():

@@ -95,7 +95,7 @@ def sample(image, *, position=0, key="a/0.png", error=None):
 
 
 def renderer(view=VIEW, *, first_view=0, num_views=2, max_pixels=10**6, block_rows=1000):
-    return SampleRenderer(view=view, first_view=first_view, num_views=num_views, max_pixels=max_pixels, block_rows=block_rows)
+    return SampleRenderer(view=view, first_view=first_view, num_views=num_views, max_pixels=max_pixels, block_rows=(block_rows,))
 
 
 def test_views_are_those_that_the_student_will_draw():
