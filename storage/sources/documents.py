@@ -120,6 +120,8 @@ class DocumentSource:
 
     def _unit(self, name: str, *, locator: dict[str, Any], file: StoredFile) -> SourceUnit:
         read_as = self._config.model_dump(mode="json", exclude={"path", "unit_size"})
+        # Names in a file count as those that stand in the config: another order gives other labels.
+        read_as["classes"] = None if self._classes is None else list(self._classes)
         identity = [read_as, {key: value for key, value in locator.items() if key != "url"}]
         return SourceUnit(name=name, locator=locator, stat_token=unit_token(identity, tokens=[file.token]))
 

@@ -8,6 +8,7 @@ import pytest
 
 from storage.errors import DuplicateKeyError
 from storage.sources import NO_LABEL, index_source
+from storage.sources.memo import SourceMemo
 from tests.contracts.source_contract import write_file
 from tests.storage.sources.texts import samples_of, source, written
 
@@ -76,6 +77,33 @@ def test_equal_keys_are_refused_with_both_places(tmp_path):
     lines = [b'{"text": "x", "id": "%b"}' % key for key in (b"a", b"b", b"c", b"b")]
     with pytest.raises(DuplicateKeyError, match=r"'b' occurs twice: .*00000-00003', position 1, .*00003-00004', position 0"):
         index_source(jsonl(tmp_path, *lines, key_field="id", unit_size=3))
+
+
+def test_class_names_in_another_order_are_other_labels_wherever_they_stand(tmp_path):
+    names = tmp_path / "classes.txt"
+    memo = SourceMemo(str(tmp_path / "memo"))
+    jsonl(tmp_path, b'{"text": "x", "label": "ant"}', b'{"text": "y", "label": "bee"}')
+
+    def index(classes):
+        return index_source(source(tmp_path / "a.jsonl", "jsonl", label_field="label", classes=classes), memo=memo)
+
+    found = []
+    for order in (("ant", "bee"), ("bee", "ant")):
+        names.write_text("\n".join(order))
+        found.append(index(str(names)).units[0])
+        assert index(order).units[0].digest == found[-1].digest
+    assert found[0].digest != found[1].digest
+    assert found[0].unit.stat_token != found[1].unit.stat_token
+
+
+def test_the_same_names_in_the_config_and_in_a_file_are_read_once(tmp_path):
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    jsonl(tmp_path, b'{"text": "x", "label": "ant"}')
+    given = [
+        source(tmp_path / "a.jsonl", "jsonl", label_field="label", classes=classes).units()[0].stat_token
+        for classes in (("ant", "bee"), str(tmp_path / "classes.txt"))
+    ]
+    assert given[0] == given[1]
 
 
 def test_json_and_text_of_the_same_lines_have_the_same_digest_but_for_keys(tmp_path):
