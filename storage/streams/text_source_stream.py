@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,7 +37,8 @@ class TextSourceStream:
     """A `RowStream` over texts: the sequences, keys, masks and blocks that labelling the same source gives.
 
     The first use tokenises all of it once, into a folder of its own, since blocks are read in shuffled order; a later one with
-    the same files, tokenizer and view finds it there. A copy in a loader process needs no tokenizer.
+    the same files, tokenizer and view finds it there, unless the store tells neither time nor etag of a file. A copy in a loader
+    process needs no tokenizer.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class TextSourceStream:
         """
         self._source = source
         self._tokenizer: TextTokenizer | None = tokenizer
-        self._special_ids = np.array(tokenizer.facts.special_ids, dtype=np.uint32)
+        self._unmaskable_ids = np.array(tokenizer.facts.unmaskable_ids, dtype=np.uint32)
         self._view_spec = view
         self._folder = folder
         self._num_views = num_views
@@ -163,7 +166,7 @@ class TextSourceStream:
         masks = mask_tokens(
             tokens,
             keys=[block.keys[row] for row in chosen.tolist()],
-            maskable=~np.isin(tokens.token_ids, self._special_ids),
+            maskable=~np.isin(tokens.token_ids, self._unmaskable_ids),
             view=self._view_spec,
             view_index=view,
             word_starts=starts,
@@ -180,17 +183,29 @@ class TextSourceStream:
     def _opened(self) -> TokenStore:
         if self._store is None:
             units = self._source.units()
-            folder = self._folder / self._name(units)
-            try:
-                self._store = TokenStore(folder)
-            except FileNotFoundError:
-                self._store = write_token_store(folder, self._tokenised(units))
+            self._store = self._found_or_written(units)
             if not self._store.block_rows.sum():
                 raise SourceError(
                     f"no text is left to read in {len(units)} units with sample_fraction {self._sample_fraction}; check the "
                     "source's path, or raise sample_fraction"
                 )
         return self._store
+
+    def _found_or_written(self, units: list[SourceUnit]) -> TokenStore:
+        name = self._name(units)
+        if all(unit.stat_token for unit in units):
+            try:
+                return TokenStore(self._folder / name)
+            except FileNotFoundError:
+                return write_token_store(self._folder / name, self._tokenised(units))
+        # Nothing says that the texts are those that were read before. Named by their content, they take no more room for it.
+        written = self._folder / f"{name}-{uuid.uuid4().hex}"
+        found = self._folder / f"{name}-{write_token_store(written, self._tokenised(units)).digest}"
+        try:
+            written.rename(found)
+        except OSError:
+            shutil.rmtree(written)
+        return TokenStore(found)
 
     def _name(self, units: list[SourceUnit]) -> str:
         """Return a name that changes with anything that the tokens depend on; masks are drawn when they are read."""

@@ -102,7 +102,7 @@ class _Frame:
     prefix: npt.NDArray[np.uint32]
     suffix: npt.NDArray[np.uint32]
     room: int
-    special_ids: npt.NDArray[np.uint32]
+    unmaskable_ids: npt.NDArray[np.uint32]
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer, *, view: TextViewSpec) -> _Frame:
@@ -118,17 +118,11 @@ class _Frame:
             raise TeacherError(
                 f"views.length {view.length} leaves no room for text beside {len(prefix) + len(suffix)} special tokens; raise it"
             )
-        special_ids = {
-            *facts.special_ids,
-            *facts.prefix,
-            *facts.suffix,
-            *(() if facts.separator_id is None else (facts.separator_id,)),
-        }
         return cls(
             prefix=np.array(prefix, dtype=np.uint32),
             suffix=np.array(suffix, dtype=np.uint32),
             room=room,
-            special_ids=np.array(sorted(special_ids), dtype=np.uint32),
+            unmaskable_ids=np.array(facts.unmaskable_ids, dtype=np.uint32),
         )
 
 
@@ -279,7 +273,7 @@ def _assemble(documents: _Documents, *, pieces: _Pieces, frame: _Frame, layout: 
         labels=np.full_like(labels, NO_LABEL) if layout == "pack" else labels,
         present=present,
         tokens=tokens,
-        maskable=~np.isin(tokens.token_ids, frame.special_ids),
+        maskable=~np.isin(tokens.token_ids, frame.unmaskable_ids),
         word_starts=word_starts,
         dead_letters=letters,
     )

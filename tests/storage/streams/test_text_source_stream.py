@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,14 +51,34 @@ def read_all(stream, *, epoch=0):
 @pytest.mark.parametrize("views", VIEWS)
 def test_a_stream_equals_labels_of_the_same_source(tmp_path, bert, views, monkeypatch):
     monkeypatch.setattr("storage.block_bounds.BLOCK_TOKENS", 120)
+    require_equal_rows(bert, views=views, tokenizer=load_tokenizer(str(bert)), folder=tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["truncate", "pack"])
+def test_masks_spare_the_same_tokens_where_none_is_marked_as_special(tmp_path, layout, monkeypatch):
+    """A frame and a separator that tokenizer.json holds as words like others."""
+    monkeypatch.setattr("storage.block_bounds.BLOCK_TOKENS", 120)
+    model = save_model(tmp_path / "bert", "bert")
+    written = json.loads((model / "tokenizer.json").read_text())
+    for token in written["added_tokens"]:
+        token["special"] = False
+    for file in model.glob("*token*"):
+        file.unlink()
+    (tmp_path / "words.json").write_text(json.dumps(written))
+    tokenizer = load_tokenizer(str(tmp_path / "words.json"))
+    assert tokenizer.facts.special_ids == ()
+    views = {"kind": "masked_tokens", "length": 12, "layout": layout, "mask_share": 0.5, "count": 2}
+    require_equal_rows(model, views=views, tokenizer=tokenizer, folder=tmp_path / "tokens", named=str(tmp_path / "words.json"))
+
+
+def require_equal_rows(model, *, views, tokenizer, folder, named=None):
     texts = [*documents(40), b"\xff broken", "", *documents(9, longest=60)]
     targets = {"embeddings": {"kind": "hidden_states", "layers": [1], "tokens": "mean"}}
-    bench = Bench(bert, kind="masked_lm", texts=texts, views=views, targets=targets)
+    bench = Bench(model, kind="masked_lm", texts=texts, views=views, targets=targets, teacher={"tokenizer": named})
     part = bench.label(num_views=views.get("count", 1))["embeddings"]
     view = bench.requests["embeddings"].text_view()
-    tokenizer = load_tokenizer(str(bert))
     assert view_of(bench.config.views, tokenizer=tokenizer.facts, tokenizer_key="x") == view
-    stream = open_stream(texts, tokenizer=tokenizer, view=view, folder=tmp_path, dead_letter_limit=0.5)
+    stream = open_stream(texts, tokenizer=tokenizer, view=view, folder=folder, dead_letter_limit=0.5)
     blocks = [block for block in part.blocks if block.view == 0]
     assert len(blocks) > 2
     assert stream.block_rows(epoch=0).tolist() == [len(block) for block in blocks]
@@ -93,6 +115,26 @@ def test_tokens_are_made_once_and_found_again(tmp_path, bert):
     assert fixed.identity() != stream.identity()
     other = open_stream([*documents(29), "ka"], tokenizer=tokenizer, view=view, folder=tmp_path, labels=labels)
     assert other.identity() != stream.identity()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_texts_of_a_store_that_tells_no_times_are_read_again(tmp_path, bert):
+    class Timeless(Texts):
+        def units(self):
+            return [replace(unit, stat_token="") for unit in super().units()]
+
+    tokenizer = load_tokenizer(str(bert))
+    view = Bench(bert, kind="masked_lm", texts=["a"], views=VIEWS[0], targets={"x": {"k": 2}}).requests["x"].text_view()
+
+    def read(*texts):
+        source = Timeless([text.encode() for text in texts])
+        stream = TextSourceStream(source, tokenizer=tokenizer, view=view, folder=tmp_path)
+        return stream.identity(), read_all(stream).tokens.token_ids.tolist()
+
+    first, other = read("ka lo mi"), read("ka lo nu")
+    assert first[0] != other[0]
+    assert first[1] != other[1]
+    assert read("ka lo mi") == first
     assert len(list(tmp_path.iterdir())) == 2
 
 
