@@ -175,23 +175,31 @@ class TextUnitLabeller:
 
     def _windows(self, sequences: Sequences, *, view: int, bounds: npt.NDArray[np.int64]) -> Iterator[_Window]:
         spec = next(iter(self.requests.values())).text_view()
-        tokens, keys = sequences.tokens, sequences.present_keys
-        if isinstance(spec, MaskedTokensView):
-            masks = mask_tokens(
-                tokens, keys=keys, maskable=sequences.maskable, view=spec, view_index=view, word_starts=sequences.word_starts
-            )
-            tokens = replace(tokens, masks=masks)
+        keys, starts = sequences.present_keys, sequences.word_starts
         before = offsets_of(sequences.present.astype(np.int64))
         for blocks in windows(bounds, batch_size=self.config.batch_size):
             samples = range(int(blocks[0]), int(blocks[-1]))
-            rows = np.arange(before[samples.start], before[samples.stop])
+            first, last = int(before[samples.start]), int(before[samples.stop])
+            tokens = sequences.tokens.take(np.arange(first, last))
+            if isinstance(spec, MaskedTokensView):
+                # Masks of a sequence depend on its key alone; drawn for a unit at once, they were 30 times its tokens.
+                own = slice(sequences.tokens.offsets[first], sequences.tokens.offsets[last])
+                masks = mask_tokens(
+                    tokens,
+                    keys=keys[first:last],
+                    maskable=sequences.maskable[own],
+                    view=spec,
+                    view_index=view,
+                    word_starts=None if starts is None else starts[own],
+                )
+                tokens = replace(tokens, masks=masks)
             yield _Window(
                 view=view,
                 samples=samples,
                 blocks=blocks - samples.start,
                 present=sequences.present[samples.start : samples.stop],
-                tokens=tokens.take(rows),
-                keys=keys[before[samples.start] : before[samples.stop]],
+                tokens=tokens,
+                keys=keys[first:last],
             )
 
     def _label_window(self, window: _Window, *, sequences: Sequences, parts: list[_Part]) -> float:

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from storage.block_bounds import BLOCK_TOKENS
 from storage.errors import TeacherError
+from storage.text.masking import mask_tokens
+from storage.text.sequences import sequences_of
+from storage.text.token_rows import concatenate_tokens
 from tests.pipelines.text.labels import MASKS, TOKENS, Bench, forward
 from tests.pipelines.text.models import documents, save_model
 
@@ -72,6 +76,38 @@ def test_labels_do_not_depend_on_the_batch_a_sequence_is_in(folder):
     for key, _, _, values in many.sequences():
         np.testing.assert_allclose(values.densify(), few[key].densify(), atol=2e-3)
     assert many.data == bench.label(batch_size=8)["labels"].data
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_masks_are_drawn_block_by_block_and_are_those_of_the_whole_unit(folder, whole_words, monkeypatch):
+    drawn = []
+
+    def watched(tokens, **options):
+        drawn.append(len(tokens.token_ids))
+        return mask_tokens(tokens, **options)
+
+    monkeypatch.setattr("pipelines.text.labelling.mask_tokens", watched)
+    views = {**MASKS, "whole_words": whole_words}
+    texts = [TEXTS[0], "", *documents(1200)]
+    hidden = {"kind": "hidden_states", "layers": [1], "tokens": "first"}
+    bench = Bench(folder("bert"), kind="masked_lm", texts=texts, views=views, targets={"hidden": hidden})
+    blocks = bench.label()["hidden"].blocks
+    assert len(drawn) == len(blocks) > 2
+    assert max(drawn) <= BLOCK_TOKENS < sum(drawn)
+    view = bench.requests["hidden"].text_view()
+    unit = sequences_of(bench.source.read(None), tokenizer=bench.teacher.tokenizer, view=view)
+    masks = mask_tokens(
+        unit.tokens,
+        keys=unit.present_keys,
+        maskable=unit.maskable,
+        view=view,
+        view_index=0,
+        word_starts=unit.word_starts,
+    )
+    stored = concatenate_tokens([block.tokens for block in blocks])
+    np.testing.assert_array_equal(stored.token_ids, unit.tokens.token_ids)
+    for name in ("offsets", "positions", "input_ids"):
+        np.testing.assert_array_equal(getattr(stored.masks, name), getattr(masks, name))
 
 
 @pytest.mark.parametrize("codec", [{"kind": "sampled", "draws": 9}, {"kind": "threshold", "levels": 8}, {"kind": "dense"}])
