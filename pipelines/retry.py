@@ -21,6 +21,7 @@ from storage.label_blocks import fill_label_block
 from storage.label_set import UsedPart
 from storage.measuring import measure
 from storage.parts import BlockExtent, DeadLetter, EarlierPart, PartRecord, PartStatistics, PartWriter, decode_class_means
+from storage.remedies import LABEL_AGAIN
 from storage.sources import IndexedUnit
 from storage.specs import PartSpec
 
@@ -31,13 +32,28 @@ def dead_rows(record: PartRecord, *, of_text: bool = False) -> npt.NDArray[np.bo
     Not those of samples that could not be read: what is read decides the unit's digest, so that a unit whose sample can be read
     again is another unit. Of texts, whose samples are sequences, not those of documents that hold no text either: that is decided
     by the same bytes.
+
+    Raises:
+        CorruptError: the record's letters are of other rows than its blocks cover.
     """
+    part = record.part
+    views = range(part.first_view, part.first_view + part.num_views)
+    covered = sum(block.num_samples for block in record.blocks)
+    stray = any(
+        letter.position >= record.num_samples or not (letter.view is None or letter.view in views)
+        for letter in record.dead_letters
+    )
+    if part.num_views * record.num_samples > covered or stray:
+        raise CorruptError(
+            f"the record of part {part.name} is of {part.num_views} views of {record.num_samples} samples, and its blocks cover "
+            f"{covered} of these, or a dead letter is of another; remove it and {LABEL_AGAIN}"
+        )
     hopeless = ("read", "decode") if of_text else ("read",)
-    wanted = np.zeros((record.part.num_views, record.num_samples), dtype=np.bool_)
+    wanted = np.zeros((part.num_views, record.num_samples), dtype=np.bool_)
     for letter in record.dead_letters:
         if letter.stage not in hopeless:
-            views = slice(None) if letter.view is None else letter.view - record.part.first_view
-            wanted[views, letter.position] = True
+            rows = slice(None) if letter.view is None else letter.view - part.first_view
+            wanted[rows, letter.position] = True
     return wanted
 
 
@@ -91,7 +107,8 @@ def retry(labeller: UnitLabeller, task: LabelTask, *, data: bytes, record: PartR
         statistics = statistics.plus(_copy_block(labeller, writer, block=block, data=data, computed=computed))
     extent = record.class_means
     assert extent is not None
-    means = decode_class_means(data[extent.offset : extent.offset + extent.num_bytes], origin=record.tar_name)
+    stored = data[extent.offset : extent.offset + extent.num_bytes]
+    means = decode_class_means(stored, num_classes=labeller.request.soft_labels.num_classes, origin=record.tar_name)
     sums = record.statistics.num_rows * means + computed.probability_sums
     earlier = EarlierPart(tar_name=record.tar_name, num_rows=record.statistics.num_rows, provenance=record.provenance)
     filled, new_record = writer.finish(

@@ -7,7 +7,9 @@ import numpy as np
 from storage.block_bounds import BLOCK_TOKENS, MAX_BLOCK_SAMPLES, MAX_BLOCK_VALUE_ROWS, block_samples
 from storage.blocks import MAX_STREAM_BYTES
 from storage.codecs.dense import MAX_VALUES
+from storage.codecs.stored import MAX_ENTRIES
 from storage.label_blocks import block_rows
+from storage.parts import MAX_MEANS
 from storage.specs import (
     DenseCodec,
     ExactCodec,
@@ -53,6 +55,11 @@ def why_too_large(target: TargetSpec, *, view: TextViewSpec | None) -> tuple[str
     if isinstance(target, SoftLabelsSpec):
         most = block_rows(target, num_samples=2**31) if view is None else most_rows(target, view=view)
         what = f"each of up to {most:,} rows of a block"
+        if target.num_classes > MAX_MEANS:
+            return "kind", (
+                f"{target.num_classes:,} classes are more than the {MAX_MEANS:,} whose mean probabilities can be kept; choose "
+                "embeddings or hidden_states"
+            )
         if isinstance(target.codec, DenseCodec) and most * target.num_classes > MAX_VALUES:
             return "codec.kind", (
                 f"dense keeps {target.num_classes:,} probabilities of {what}, which may hold {MAX_VALUES:,}; choose threshold or "
@@ -62,6 +69,11 @@ def why_too_large(target: TargetSpec, *, view: TextViewSpec | None) -> tuple[str
             return "k", (
                 f"{target.max_entries:,} classes of {what} are more than the {MAX_STREAM_BYTES:,} bytes that a stream of it may "
                 f"have; give at most {MAX_STREAM_BYTES // most:,}"
+            )
+        if not isinstance(target.codec, DenseCodec | ExactCodec) and most * target.max_entries > MAX_ENTRIES:
+            return "k" if target.k is not None else "codec", (
+                f"{target.max_entries:,} classes of {what} are more than the {MAX_ENTRIES:,} that it may hold; give at most "
+                f"{MAX_ENTRIES // most:,}"
             )
         return None
     assert view is not None

@@ -26,6 +26,9 @@ MAX_HEADER_BYTES = 1 << 16
 MAX_HEADER_BRACKETS = 256
 """JSON nests no deeper than it opens lists and objects: no header exhausts the stack."""
 MAX_STREAM_BYTES = 1 << 30
+_SPARE_RAW_BYTES = 1 << 28
+_RAW_BYTES_A_BYTE = 256
+"""Planes of zeros shrink 30,000-fold. What holds labels does not, and a small block is not to fill a machine's memory."""
 _LENGTH = struct.Struct("<I")
 _CHECKSUM = struct.Struct("<Q")
 _ZSTD_NOISE = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7}
@@ -79,7 +82,16 @@ def encode_block(header: Mapping[str, Any], streams: Mapping[str, Bytes], *, tex
         limits = f"{MAX_HEADER_BYTES} bytes or {MAX_HEADER_BRACKETS} brackets"
         raise FormatError(f"a block header of {len(head)} bytes and {_brackets(head)} brackets is more than {limits}")
     data = b"".join([MAGIC, _LENGTH.pack(len(head)), head, *bodies])
+    raw_bytes = sum(raw for _, raw, _ in table)
+    if raw_bytes > _max_raw_bytes(len(data)):
+        raise FormatError(
+            f"streams of {raw_bytes} bytes in a block of {len(data)}, which no reader takes: hardly anything in them differs"
+        )
     return data + _CHECKSUM.pack(checksum(data))
+
+
+def _max_raw_bytes(num_bytes: int) -> int:
+    return _SPARE_RAW_BYTES + _RAW_BYTES_A_BYTE * num_bytes
 
 
 def _brackets(head: bytes) -> int:
@@ -134,6 +146,7 @@ def decode_block(
     except FormatError as error:
         raise type(error)(f"{origin}: {error}") from error
     streams: dict[str, Bytes] = {}
+    left = _max_raw_bytes(len(view) - _CHECKSUM.size)
     for entry in table:
         if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and entry[0] not in streams):
             raise FormatError(f"{origin}: stream entry {entry!r}")
@@ -142,6 +155,11 @@ def decode_block(
             raise FormatError(f"{origin}: stream {name!r} announces {raw_bytes!r} bytes in {stored_bytes!r}")
         if raw_bytes > min(limits.get(name, -1), MAX_STREAM_BYTES):
             raise FormatError(f"{origin}: stream {name!r} of {raw_bytes} bytes is more than its rows allow")
+        left -= raw_bytes
+        if left < 0:
+            raise FormatError(
+                f"{origin}: with stream {name!r} of {raw_bytes} bytes, streams are more than a block of {len(view)} holds"
+            )
         body = view[offset : offset + stored_bytes]
         offset += stored_bytes
         if offset > len(view) - _CHECKSUM.size:

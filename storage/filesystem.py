@@ -128,7 +128,7 @@ class Store:
         with self._explained("read", name):
             if self._local:
                 with open(self.path(name), "rb", buffering=0) as file:  # noqa: PTH123 - a str path saves a Path per block
-                    return os.pread(file.fileno(), num_bytes, start)
+                    return os.pread(file.fileno(), min(num_bytes, os.fstat(file.fileno()).st_size), start)
             try:
                 data: bytes = self._fs.cat_file(self.path(name), start=start, end=start + num_bytes)
             except StillFailingError:

@@ -29,6 +29,8 @@ _BATCH_PARTS = 8192
 """Parts in a row group of the table."""
 _OBJECT_PARTS = 512
 """Parts that are held as Python objects, which weigh many times what arrays do."""
+MAX_VIEWS = 99_999
+"""Views that configs may ask for, and imports hold: their numbers have five digits."""
 _FILE_NAME = r"^[\w-][\w.-]*$"
 
 
@@ -41,7 +43,7 @@ class Manifest(Info):
     request: RequestSpec
     num_units: int = Field(ge=0)
     num_samples: int = Field(ge=0)
-    num_views: int = Field(ge=1)
+    num_views: int = Field(ge=1, le=MAX_VIEWS)
     num_rows: int = Field(ge=0)
     num_dead_letters: int = Field(ge=0)
     num_parts: int = Field(ge=0)
@@ -108,7 +110,8 @@ class LabelSet:
         manifest = read_manifest(cache, label_set=label_set)
         name = f"label_sets/{label_set}/{manifest.parts_file}"
         table = _read(cache, name, sha256=manifest.parts_sha256, again=how_to_make_again(manifest.request))
-        parts = read_parts_table(table, num_views=manifest.num_views, origin=f"{cache.store.url}/{name}")
+        origin = f"{cache.store.url}/{name}"
+        parts = read_parts_table(table, num_parts=manifest.num_parts, num_views=manifest.num_views, origin=origin)
         return cls(cache=cache, manifest=manifest, parts=parts)
 
     def tar_path(self, part: int) -> str:
@@ -168,7 +171,8 @@ class LabelSet:
             )
         name = f"{self.folder}/{self.manifest.class_means_file}"
         data = _read(self.cache, name, sha256=self.manifest.class_means_sha256, again=self.again)
-        return decode_class_means(data, origin=f"{self.cache.store.url}/{name}")
+        num_classes = self.manifest.request.soft_labels.num_classes
+        return decode_class_means(data, num_classes=num_classes, origin=f"{self.cache.store.url}/{name}")
 
 
 def read_manifest(cache: Cache, *, label_set: str) -> Manifest:
@@ -322,7 +326,8 @@ def commit_label_set(
         for used, record in parts:
             if sums is not None and record.class_means is not None and record.statistics.num_value_rows:
                 data = cache.read_extent(cache.tar_name(record), record.class_means)
-                np.add(sums, record.statistics.num_value_rows * decode_class_means(data, origin=record.tar_name), out=sums)
+                means = decode_class_means(data, num_classes=len(sums), origin=record.tar_name)
+                np.add(sums, record.statistics.num_value_rows * means, out=sums)
             yield used, record
 
     buffer = io.BytesIO()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from storage import tar
+from storage.block_bounds import MAX_BLOCK_SAMPLES
 from storage.blocks import decode_block, encode_block
 from storage.codecs import UnstoredLabels
 from storage.codecs.columns import pack, unpack
@@ -24,6 +26,14 @@ from storage.label_blocks import encode_label_block
 from storage.remedies import EITHER_REPAIR, how_to_mend
 from storage.samples import MAX_UNIT_SAMPLES, SampleTable, encode_samples
 from storage.specs import PartSpec, SoftLabelsSpec, TargetSpec
+
+TAR_NAME = r"^[0-9a-f]{32}\.v[0-9]{5,}-[0-9]{5,}\.[0-9a-f]{16}\.tar$"
+"""Joined to the folder of its request, so it must lead nowhere else."""
+MAX_MEANS = 1 << 26
+"""Classes of which there are mean probabilities: half a gigabyte of them."""
+
+_TarName = Annotated[str, Field(pattern=TAR_NAME)]
+_Place = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Info(BaseModel):
@@ -40,8 +50,8 @@ def _without_empty(data: dict[str, Any], *, name: str) -> dict[str, Any]:
 class Extent(Info):
     """Where a block lies in its tar."""
 
-    offset: int = Field(ge=0)
-    num_bytes: int = Field(ge=0)
+    offset: _Place
+    num_bytes: _Place
     checksum: str
     """xxh3-64 of the block, 16 hex digits."""
 
@@ -51,15 +61,15 @@ class BlockExtent(Extent):
 
     view: int = Field(ge=0)
     first_sample: int = Field(ge=0)
-    num_samples: int = Field(ge=1)
-    num_rows: int = Field(ge=0)
+    num_samples: int = Field(ge=1, le=MAX_BLOCK_SAMPLES)
+    num_rows: int = Field(ge=0, le=MAX_BLOCK_SAMPLES)
 
 
 class DeadLetter(Info):
     """A sample, or one view of it, that has no label."""
 
     key: str
-    position: int
+    position: int = Field(ge=0, lt=MAX_UNIT_SAMPLES)
     view: int | None
     """None: the sample failed before it had views."""
     stage: Literal["read", "decode", "render", "teacher", "import"]
@@ -75,7 +85,7 @@ class DeadLetter(Info):
 class EarlierPart(Info):
     """A tar that a part replaced to fill in dead letters: every row of it is kept as it was."""
 
-    tar_name: str
+    tar_name: _TarName
     num_rows: int
     provenance: dict[str, str]
     """What made those rows."""
@@ -132,7 +142,7 @@ class CommittedTar(BaseModel):
 
     format: Literal[1] = 1
     part: PartSpec
-    tar_name: str
+    tar_name: _TarName
     tar_bytes: int
 
     @classmethod
@@ -157,7 +167,7 @@ class PartRecord(CommittedTar):
     model_config = ConfigDict(extra="forbid")
 
     unit_name: str
-    num_samples: int
+    num_samples: int = Field(ge=0, le=MAX_UNIT_SAMPLES)
     tar_sha256: str
     samples: Extent
     class_means: Extent | None
@@ -270,27 +280,38 @@ class PartWriter:
 
 
 def encode_class_means(means: npt.NDArray[np.float64]) -> bytes:
-    """Return the block of mean class probabilities, float16 logs."""
+    """Return the block of mean class probabilities, float16 logs.
+
+    Raises:
+        FormatError: of more classes than a reader takes.
+    """
+    if len(means) > MAX_MEANS:
+        raise FormatError(f"mean probabilities of {len(means)} classes, at most {MAX_MEANS} can be kept")
     with np.errstate(divide="ignore"):
         logs = np.log(means).astype(np.float16).view(np.uint16)
     planes = pack(logs, num_bits=16)
     return encode_block({"kind": "class_means", "num_classes": len(means)}, {f"logs{i}": plane for i, plane in enumerate(planes)})
 
 
-def _read_class_means_header(header: dict[str, Any]) -> tuple[int, dict[str, int]]:
-    num_classes = header.get("num_classes")
-    if header.get("kind") != "class_means" or type(num_classes) is not int or not 0 < num_classes <= 2**32:
-        raise FormatError(f"not mean class probabilities: kind {header.get('kind')!r} of {num_classes!r} classes")
-    return num_classes, {"logs0": num_classes, "logs1": num_classes}
+def _read_class_means_header(header: dict[str, Any], *, num_classes: int) -> tuple[None, dict[str, int]]:
+    found = header.get("num_classes")
+    if header.get("kind") != "class_means" or type(found) is not int or not 0 < found <= MAX_MEANS:
+        raise FormatError(f"not mean class probabilities: kind {header.get('kind')!r} of {found!r} classes, at most {MAX_MEANS}")
+    if found != num_classes:
+        raise FormatError(f"mean probabilities of {found} classes, where the labels have {num_classes}")
+    return None, {"logs0": num_classes, "logs1": num_classes}
 
 
-def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
+def decode_class_means(data: bytes, *, num_classes: int, origin: str) -> npt.NDArray[np.float64]:
     """Return float64 [classes], mean probabilities.
 
+    Args:
+        num_classes: of the labels that they are of.
+
     Raises:
-        FormatError: damage, or not such a block.
+        FormatError: damage, not such a block, or one of another number of classes.
     """
-    num_classes, streams = decode_block(data, origin=origin, read_header=_read_class_means_header)
+    _, streams = decode_block(data, origin=origin, read_header=partial(_read_class_means_header, num_classes=num_classes))
     try:
         patterns = unpack([streams["logs0"], streams["logs1"]], count=num_classes, num_bits=16)
     except FormatError as error:
@@ -300,7 +321,7 @@ def decode_class_means(data: bytes, *, origin: str) -> npt.NDArray[np.float64]:
     logs = patterns.view(np.float16).astype(np.float64)
     if np.isnan(logs).any() or (logs > 1e-3).any():
         raise FormatError(f"{origin}: mean class probabilities above 1 or NaN")
-    return np.exp(logs)
+    return np.exp(logs, out=logs)
 
 
 def check_extent(data: bytes, extent: Extent, *, origin: str, imported: bool = False) -> None:

@@ -6,7 +6,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.block_bounds import MAX_BLOCK_SAMPLES
 from storage.errors import FormatError
+from storage.parquet_bounds import check_size
+from storage.parts import TAR_NAME
+from storage.samples import MAX_UNIT_SAMPLES
 
 _EXTENT = {"offset": pa.int64(), "num_bytes": pa.int64(), "checksum": pa.string()}
 _BLOCK = _EXTENT | {"view": pa.int32(), "first_sample": pa.int32(), "num_samples": pa.int32(), "num_rows": pa.int32()}
@@ -25,24 +29,29 @@ PARTS_SCHEMA = pa.schema(
         "blocks": pa.list_(pa.struct(_BLOCK)),
     }
 )
+ROW_BYTES = 32
+"""A row takes no fewer in the file: it holds a sha256 of its own, which nothing compresses."""
 _FINGERPRINT = "^[0-9a-f]{64}$"
-_TAR_NAME = r"^[0-9a-f]{32}\.v[0-9]{5,}-[0-9]{5,}\.[0-9a-f]{16}\.tar$"
 
 
-def read_parts_table(data: bytes, *, num_views: int, origin: str) -> pa.Table:
-    """Return the table of its Parquet bytes.
+def read_parts_table(data: bytes, *, num_parts: int, num_views: int, origin: str) -> pa.Table:
+    """Return the table of its Parquet bytes, whose numbers readers may allocate by.
 
     Args:
+        num_parts: parts of the label set.
         num_views: views of the label set.
 
     Raises:
-        FormatError: not such a table, a value is missing or negative, or its views are not those of the label set.
+        FormatError: not such a table, or of other parts or views than the label set's, or a value is missing or out of its range.
     """
     try:
         # Not pq.read_table: it leaves Python objects to Arrow's threads, which abort a process that ends at that moment.
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as parquet:
+            check_size(parquet, data, num_rows=num_parts, row_bytes=ROW_BYTES)
             table = parquet.read(use_threads=False).cast(PARTS_SCHEMA)
         table.validate(full=True)
+        if table.num_rows != num_parts:
+            raise ValueError(f"{table.num_rows} rows, its footer says {num_parts}")
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FormatError(f"{origin}: not a table of parts that this release can read: {error}") from error
     blocks = table.column("blocks").combine_chunks().flatten()
@@ -53,12 +62,20 @@ def read_parts_table(data: bytes, *, num_views: int, origin: str) -> pa.Table:
     for name, column in columns.items():
         if column.null_count:
             raise FormatError(f"{origin}: {column.null_count} values of {name} are missing")
-        if pa.types.is_integer(column.type) and len(column) and pc.min(column).as_py() < 0:
+        least = 1 if name == "blocks[].num_samples" else 0
+        if pa.types.is_integer(column.type) and len(column) and pc.min(column).as_py() < least:
             raise FormatError(f"{origin}: {name} {pc.min(column).as_py()}")
+    for what, numbers, most in (
+        ("samples of a part", columns["num_samples"], MAX_UNIT_SAMPLES),
+        ("samples of a block", columns["blocks[].num_samples"], MAX_BLOCK_SAMPLES),
+        ("rows of a block", columns["blocks[].num_rows"], MAX_BLOCK_SAMPLES),
+    ):
+        if pc.any(pc.greater(numbers, most)).as_py():
+            raise FormatError(f"{origin}: up to {pc.max(numbers).as_py()} {what}, which may hold {most}")
     last_view = pc.max(blocks.field("view")).as_py()
     if last_view is not None and last_view != num_views - 1:
         raise FormatError(f"{origin}: its last block is of view {last_view}; the label set has {num_views} views")
-    for name, pattern, what in (("tar_name", _TAR_NAME, "the name of a part's tar"), ("request", _FINGERPRINT, "a fingerprint")):
+    for name, pattern, what in (("tar_name", TAR_NAME, "the name of a part's tar"), ("request", _FINGERPRINT, "a fingerprint")):
         strangers = table.filter(pc.invert(pc.match_substring_regex(table.column(name), pattern)))
         if strangers.num_rows:
             raise FormatError(f"{origin}: {strangers.column(name)[0].as_py()!r} is not {what}")

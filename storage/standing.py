@@ -21,7 +21,9 @@ from storage.cache import Cache
 from storage.errors import CorruptError, MismatchError
 from storage.hashing import digest
 from storage.label_set import Manifest, UsedPart, read_manifest
+from storage.parquet_bounds import check_size
 from storage.part_listing import UNIT_DIGITS, Hashes, PartListing, name_hashes, part_names
+from storage.parts_table import ROW_BYTES
 from storage.sources import IndexedUnit
 from storage.specs import PartSpec, RequestSpec
 
@@ -188,10 +190,14 @@ def _read_table(cache: Cache, manifest: Manifest, *, columns: list[str]) -> pa.T
         return None
     if digest(data) != manifest.parts_sha256:
         return None
-    with pq.ParquetFile(pa.BufferReader(data), read_dictionary=["request"], pre_buffer=False) as parquet:
-        if not set(columns) <= set(parquet.schema_arrow.names):
-            return None
-        return parquet.read(columns=columns, use_threads=False)
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), read_dictionary=["request"], pre_buffer=False) as parquet:
+            if not set(columns) <= set(parquet.schema_arrow.names):
+                return None
+            check_size(parquet, data, num_rows=manifest.num_parts, row_bytes=ROW_BYTES, columns=columns)
+            return parquet.read(columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError, ValueError):
+        return None
 
 
 def _class_means_are_whole(cache: Cache, manifest: Manifest) -> bool:

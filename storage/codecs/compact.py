@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from storage.codecs.columns import Bytes, bits_needed, pack, plane_lengths, row_spans, unpack
 from storage.codecs.ranked import RankedLabels
-from storage.codecs.stored import StoredRows
+from storage.codecs.stored import StoredRows, check_rectangle
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels
 from storage.specs import CompactCodec, SoftLabelsSpec
@@ -170,6 +170,7 @@ def _rectangles(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabels
     announced, entries = int(counts.sum(dtype=np.int64)), int(counts.max(initial=0))
     if announced != total or not 0 < entries <= spec.max_entries:
         raise FormatError(f"{num_rows} rows announce {announced} entries, at most {entries} a row; {total} are there")
+    check_rectangle(num_rows, entries=entries)
     if not levels.all():
         raise FormatError("a kept class has level 0")
     return _padded(planes, counts=counts)

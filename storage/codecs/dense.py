@@ -64,6 +64,13 @@ def _magnitudes(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabels
     return flat.astype(np.uint16, copy=False).reshape(num_rows, spec.num_classes)
 
 
+def _all_classes(num_rows: int, *, spec: SoftLabelsSpec) -> npt.NDArray[np.int64]:
+    """Return int64 [rows, classes], every class in order; nothing as long as the classes where there are no rows."""
+    if not num_rows:
+        return np.empty((0, spec.num_classes), dtype=np.int64)
+    return np.broadcast_to(np.arange(spec.num_classes), (num_rows, spec.num_classes))
+
+
 def read(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -> StoredRows:
     """Return the quantised rows of a block; every row has all classes, in class order.
 
@@ -71,7 +78,7 @@ def read(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec) -
         FormatError: streams that `encode` cannot have made.
     """
     values = _magnitudes(streams, num_rows=num_rows, spec=spec)
-    everything = np.broadcast_to(np.arange(spec.num_classes), values.shape)
+    everything = _all_classes(num_rows, spec=spec)
     return StoredRows(class_ids=everything, values=values, rest=np.zeros(num_rows, dtype=np.uint16))
 
 
@@ -89,7 +96,7 @@ def decode(streams: Mapping[str, Bytes], *, num_rows: int, spec: SoftLabelsSpec)
     # Every class is kept, and a kept entry is above 0.
     np.maximum(probs, np.finfo(np.float32).tiny, out=probs)
     return SoftLabels(
-        class_ids=as_ids(np.tile(np.arange(spec.num_classes), (num_rows, 1)), num_classes=spec.num_classes),
+        class_ids=as_ids(np.ascontiguousarray(_all_classes(num_rows, spec=spec)), num_classes=spec.num_classes),
         probs=probs,
         rest=np.zeros(num_rows, dtype=np.float32),
         num_classes=spec.num_classes,

@@ -50,7 +50,8 @@ def _apply(values: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], *, 
         groups = values.reshape(num_rows, width // group, group)
         by(groups, scales[:, :, None], out=groups)
     else:
-        by(values, np.repeat(scales, group, axis=1)[:, :width], out=values)
+        # No more than twice the numbers, however much wider than a row its groups are.
+        by(values, np.repeat(scales, min(group, width), axis=1)[:, :width], out=values)
 
 
 def encode(values: npt.NDArray[np.floating], *, group: int | None, name: str) -> dict[str, Bytes]:

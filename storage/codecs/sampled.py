@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from storage.codecs import bits
 from storage.codecs.columns import Bytes, pack, plane_lengths, unpack
-from storage.codecs.stored import StoredRows
+from storage.codecs.stored import StoredRows, check_rectangle
 from storage.errors import FormatError
 from storage.soft_labels import SoftLabels, as_ids
 from storage.specs import SampledCodec, SoftLabelsSpec, ThresholdCodec
@@ -192,7 +192,9 @@ def _rectangle(values: npt.NDArray[Any], *, used: npt.NDArray[np.bool_]) -> npt.
 
 def _used(rows: DrawnLabels) -> npt.NDArray[np.bool_]:
     entries = np.diff(rows.offsets)
-    used: npt.NDArray[np.bool_] = np.arange(int(entries.max(initial=0))) < entries[:, None]
+    fullest = int(entries.max(initial=0))
+    check_rectangle(len(rows), entries=fullest)
+    used: npt.NDArray[np.bool_] = np.arange(fullest) < entries[:, None]
     return used
 
 

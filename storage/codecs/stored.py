@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from storage.errors import FormatError
+
+MAX_ENTRIES = 1 << 28
+"""Entries of one block, unused ones included: rows are decoded as wide as the fullest. Some gigabytes."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredRows:
@@ -25,6 +30,16 @@ class StoredRows:
 
     def __len__(self) -> int:
         return len(self.rest)
+
+
+def check_rectangle(num_rows: int, *, entries: int) -> None:
+    """Refuse rows that are few bytes as they are stored, and more than a block may hold when all are as wide as the fullest.
+
+    Raises:
+        FormatError: they are.
+    """
+    if num_rows * entries > MAX_ENTRIES:
+        raise FormatError(f"{num_rows} rows, {entries} entries in the fullest of them, are more than a block's {MAX_ENTRIES}")
 
 
 def interleave(one: StoredRows, other: StoredRows, *, order: npt.NDArray[np.int64]) -> StoredRows:

@@ -26,6 +26,8 @@ EPOCH_FOLDER = re.compile(r"logits_top([1-9][0-9]*)_epoch([0-9]+)")
 PACKAGE_FILE = re.compile(r"rank([0-9]+)-(keys\.txt|values\.bin)")
 MAX_CLASSES = 2**15
 """TinyViT reads ids as int16."""
+MAX_ENTRIES = 2**16
+"""Ids of a record that can differ."""
 NO_SEED = 0
 
 

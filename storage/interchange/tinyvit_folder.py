@@ -20,9 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from storage.errors import CorruptError, MismatchError
 from storage.filesystem import Store, filesystem_of
 from storage.hashing import fingerprint
-from storage.interchange.tinyvit import EPOCH_FOLDER, PACKAGE_FILE, epoch_folder, record_dtype
+from storage.interchange.tinyvit import EPOCH_FOLDER, MAX_ENTRIES, PACKAGE_FILE, epoch_folder, record_dtype
+from storage.sources.checks import MAX_KEY_BYTES
 
 _CHUNK_BYTES = 1 << 24
+_LINE_BYTES = MAX_KEY_BYTES + 2
 _REMEDY = "Fetch the file again, or leave the epoch out"
 
 
@@ -83,6 +85,11 @@ def list_folder(url: str, *, epochs: Iterable[int] | None = None) -> TinyViTFold
     ks = sorted({k for k, _ in files})
     if len(ks) > 1:
         raise MismatchError(f"{url} holds labels of K = {', '.join(map(str, ks))}, which are two label sets; give each a folder")
+    if ks[0] > MAX_ENTRIES:
+        raise MismatchError(
+            f"{url} holds labels of K = {ks[0]}, more classes than ids of 16 bits name ({MAX_ENTRIES:,}); its folders are named "
+            "logits_top<K>_epoch<E>"
+        )
     found = {epoch: ranks for (_, epoch), ranks in sorted(files.items())}
     chosen = list(found) if epochs is None else sorted(set(epochs))
     absent = [epoch for epoch in chosen if epoch not in found]
@@ -109,7 +116,13 @@ def _list_epoch(store: Store, *, k: int, epoch: int, ranks: dict[int, set[str]])
                 f"{store.url}/{name}-values.bin has {num_bytes:,} bytes, no whole number of records of {size} bytes (K = {k}): "
                 f"it was cut off, or is of another K. {_REMEDY}"
             )
-        packages.append(Package(name=name, num_records=num_bytes // size, keys_bytes=store.size(f"{name}-keys.txt")))
+        package = Package(name=name, num_records=num_bytes // size, keys_bytes=store.size(f"{name}-keys.txt"))
+        if package.keys_bytes > (package.num_records + 1) * _LINE_BYTES:
+            raise CorruptError(
+                f"{store.url}/{name}-keys.txt has {package.keys_bytes:,} bytes for {package.num_records:,} keys of at most "
+                f"{MAX_KEY_BYTES:,}. {_REMEDY}"
+            )
+        packages.append(package)
     return tuple(packages)
 
 

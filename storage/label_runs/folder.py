@@ -30,6 +30,7 @@ from storage.errors import CacheError, FormatError
 from storage.filesystem import Store
 from storage.hashing import canonical_json, digest, seal, unseal
 from storage.naming import did_you_mean
+from storage.parquet_bounds import check_size
 
 RUN_NAME = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")
 _PARTS = pa.schema(
@@ -182,8 +183,9 @@ class RunFolder:
             )
         try:
             with pq.ParquetFile(pa.BufferReader(data), read_dictionary=["request"], pre_buffer=False) as parquet:
+                check_size(parquet, data, num_rows=info.num_parts)
                 table = parquet.read(use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise self._no_table(str(error)) from error
         if not table.schema.equals(_PARTS) or table.num_rows != info.num_parts:
             raise self._no_table("it has other columns, or another number of rows")

@@ -10,6 +10,8 @@ from storage.sources.files import open_store, reaching
 
 MAX_LABEL = 2**32 - 2
 """A part stores labels plus one in 32 bits."""
+MAX_KEY_BYTES = 1 << 15
+"""Longer than any path; what a part's table of keys may take follows from it."""
 
 
 def load_classes(classes: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -60,7 +62,7 @@ def key_problem(key: str) -> str | None:
     if "\0" in key:
         return "it holds a zero byte"
     try:
-        key.encode()
+        num_bytes = len(key.encode())
     except UnicodeEncodeError:
         return "it is not valid UTF-8"
-    return None
+    return f"it has {num_bytes} bytes, more than {MAX_KEY_BYTES}" if num_bytes > MAX_KEY_BYTES else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -90,16 +89,12 @@ class SourceMemo:
             if path is None:
                 return
             try:
-                with (
-                    path.open("rb") as file,
-                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-                    pq.ParquetFile(path, page_checksum_verification=True) as parquet,
-                ):
+                with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
                     # Damage may have changed the types, or what the file says of itself.
                     if not parquet.schema_arrow.equals(_SCHEMA, check_metadata=True):
                         return
-                    with memoryview(data) as view:
-                        check_size(parquet, view, row_bytes=_ROW_BYTES, group_by_group=True)
+                    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+                    check_size(parquet, mapped.data, row_bytes=_ROW_BYTES, group_by_group=True)
                     for batch in parquet.iter_batches(batch_size=_BATCH_UNITS, use_threads=False):
                         yield from filter(None, map(_entry, *(batch.column(name).to_pylist() for name in _SCHEMA.names)))
             except (pa.ArrowException, OSError, ValueError, KeyError):

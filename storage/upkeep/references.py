@@ -21,9 +21,12 @@ from storage.errors import CorruptError, FormatError
 from storage.filesystem import StoredFile
 from storage.hashing import digest
 from storage.label_set import read_manifest
+from storage.parquet_bounds import check_size
+from storage.parts_table import ROW_BYTES
 
 Hashes = npt.NDArray[np.uint64]
 _BATCH_PARTS = 1 << 16
+_COLUMNS = ["request", "tar_name"]
 _TABLE = re.compile(r"parts-([0-9a-f]{16})\.parquet")
 
 
@@ -132,7 +135,8 @@ def _table_references(cache: Cache, name: str, *, sha256: str) -> References:
     requests: set[str] = set()
     try:
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as parquet:
-            for batch in parquet.iter_batches(batch_size=_BATCH_PARTS, columns=["request", "tar_name"], use_threads=False):
+            check_size(parquet, data, row_bytes=ROW_BYTES, columns=_COLUMNS)
+            for batch in parquet.iter_batches(batch_size=_BATCH_PARTS, columns=_COLUMNS, use_threads=False):
                 of, tar_names = batch.column("request").to_pylist(), batch.column("tar_name").to_pylist()
                 requests.update(of)
                 tars.add(hashes_of(f"{request}/{tar}" for request, tar in zip(of, tar_names, strict=True)))

@@ -126,7 +126,7 @@ def test_a_part_holds_the_teachers_distribution_of_every_view(tmp_path, pictures
             np.testing.assert_allclose(stored.probs[position], probs[stored.class_ids[position]], atol=2e-3)
             sums += probs
     assert sorted(blocks(labelled)) == [0, 1, 2]
-    means = decode_class_means(extent_bytes(labelled, labelled.record.class_means), origin="test")
+    means = decode_class_means(extent_bytes(labelled, labelled.record.class_means), num_classes=3, origin="test")
     np.testing.assert_allclose(means, sums / 45, rtol=2e-3)
     statistics = labelled.record.statistics
     assert (statistics.num_rows, statistics.num_labelled_rows, labelled.record.dead_letters) == (45, 45, ())
@@ -172,7 +172,7 @@ def test_the_padding_of_the_last_batch_leaves_no_trace(tmp_path, pictures, batch
     assert len(sizes) == -(-15 // batch_size)
     ((block,),) = blocks(labelled).values()
     assert (block.num_samples, len(block.soft_labels), labelled.record.statistics.num_rows) == (15, 15, 15)
-    means = decode_class_means(extent_bytes(labelled, labelled.record.class_means), origin="test")
+    means = decode_class_means(extent_bytes(labelled, labelled.record.class_means), num_classes=3, origin="test")
     assert means.sum() == pytest.approx(1, abs=2e-3)
 
 

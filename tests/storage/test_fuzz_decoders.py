@@ -85,7 +85,7 @@ def decode_table(data):
 
 
 def decode_means(data):
-    means = decode_class_means(data, origin="here")
+    means = decode_class_means(data, num_classes=4, origin="here")
     assert ((means >= 0) & (means <= 1.001)).all()
 
 
@@ -377,7 +377,7 @@ def test_tables_of_parts_with_other_values_and_the_right_digest(labeller, pristi
     manifest_name = next(name for name in pristine if name.endswith("manifest.json"))
     manifest = json.loads(unseal(pristine[manifest_name]))
     rows = read_parts_table(
-        pristine[f"{manifest_name.rpartition('/')[0]}/{manifest['parts_file']}"], num_views=2, origin="here"
+        pristine[f"{manifest_name.rpartition('/')[0]}/{manifest['parts_file']}"], num_parts=3, num_views=2, origin="here"
     ).to_pylist()
     place = data.draw(st.integers(0, len(rows) - 1))
     changed = data.draw(replaced(rows[place]))

@@ -280,6 +280,10 @@ def changed(table, **changes):
         ({"blocks__view": -1}, r"blocks\[\].view -1"),
         ({"blocks__offset": -512}, r"blocks\[\].offset -512"),
         ({"samples__num_bytes": -1}, "samples.num_bytes -1"),
+        ({"num_samples": 2**24 + 1}, "up to 16777217 samples of a part"),
+        ({"blocks__num_samples": 8001}, "up to 8001 samples of a block"),
+        ({"blocks__num_samples": 0}, r"blocks\[\].num_samples 0"),
+        ({"blocks__num_rows": 2**31 - 1}, "up to 2147483647 rows of a block"),
         ({"tar_bytes": -1}, "tar_bytes -1"),
         ({"tar_name": "../../../etc/passwd"}, "'../../../etc/passwd' is not the name of a part's tar"),
         ({"tar_name": "a\0b"}, "is not the name of a part's tar"),
@@ -289,15 +293,15 @@ def changed(table, **changes):
 )
 def test_tables_of_parts_that_cannot_be_are_refused_and_say_where(labeller, changes, problem):
     table = labeller.label().parts
-    assert read_parts_table(parquet(table), num_views=2, origin="here").equals(table)
+    assert read_parts_table(parquet(table), num_parts=3, num_views=2, origin="here").equals(table)
     with pytest.raises(FormatError, match=f"^here: .*{problem}"):
-        read_parts_table(parquet(changed(table, **changes)), num_views=2, origin="here")
+        read_parts_table(parquet(changed(table, **changes)), num_parts=3, num_views=2, origin="here")
 
 
 def test_tables_without_the_last_view_are_refused(labeller):
     table = labeller.label().parts
     with pytest.raises(FormatError, match="its last block is of view 1; the label set has 3 views"):
-        read_parts_table(parquet(table), num_views=3, origin="here")
+        read_parts_table(parquet(table), num_parts=3, num_views=3, origin="here")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +310,7 @@ def test_tables_without_the_last_view_are_refused(labeller):
 )
 def test_what_is_no_table_of_parts_is_refused(data):
     with pytest.raises(FormatError, match="^here: not a table of parts"):
-        read_parts_table(data, num_views=1, origin="here")
+        read_parts_table(data, num_parts=1, num_views=1, origin="here")
 
 
 def test_a_label_set_without_parts(labeller):

@@ -147,7 +147,21 @@ def test_every_flipped_bit_and_truncation_of_a_record_is_refused(part):
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"tar_bytes": "many"}, {"blocks": [{"offset": -1}]}, {"surprise": 1}, {"part": None}, {"num_samples": None}],
+    [
+        {"format": 2},
+        {"tar_bytes": "many"},
+        {"blocks": [{"offset": -1}]},
+        {"surprise": 1},
+        {"part": None},
+        {"num_samples": None},
+        {"num_samples": 2**24 + 1},
+        {"samples": {"offset": 2**63, "num_bytes": 1, "checksum": "0" * 16}},
+        {"tar_name": "../../../elsewhere"},
+        {"tar_name": "0" * 32 + ".v00000-00001." + "0" * 16 + ".tar\n"},
+        {"tar_name": "x/" + "0" * 32 + ".v00000-00001." + "0" * 16 + ".tar"},
+        {"earlier": [{"tar_name": "../x.tar", "num_rows": 0, "provenance": {}}]},
+        {"dead_letters": [{"key": "a", "position": -1, "view": None, "stage": "teacher", "reason": "x"}]},
+    ],
 )
 def test_records_of_other_releases_are_refused(part, change):
     body = canonical_json({**json.loads(part[1].to_bytes().split(b"\n")[0]), **change})
@@ -192,7 +206,7 @@ def test_statistics_add_up():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 def test_class_means_come_back(means):
-    found = decode_class_means(encode_class_means(np.array(means)), origin="here")
+    found = decode_class_means(encode_class_means(np.array(means)), num_classes=len(means), origin="here")
     assert found.dtype == np.float64
     for mean, stored in zip(means, found.tolist(), strict=True):
         assert stored == pytest.approx(mean, rel=abs(np.log(max(mean, 1e-300))) * 2**-10 + 1e-3, abs=1e-300)
@@ -218,7 +232,7 @@ def test_class_means_come_back(means):
 )
 def test_class_means_that_cannot_be_are_refused_and_say_where(header, streams, problem):
     with pytest.raises(FormatError, match=f"^here: .*{problem}"):
-        decode_class_means(encode_block(header, streams), origin="here")
+        decode_class_means(encode_block(header, streams), num_classes=header.get("num_classes", 1), origin="here")
 
 
 def test_a_dead_letter_names_a_known_stage():
