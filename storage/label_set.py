@@ -124,9 +124,6 @@ class LabelSet:
         """What makes these labels again."""
         return how_to_make_again(self.manifest.request)
 
-    def read_extent(self, tar_path: str, extent: Extent) -> bytes:
-        """Return a block of a part, checked against what was committed.
-
     @property
     def mend(self) -> str:
         """What makes a part whole whose tar is damaged."""
@@ -143,6 +140,9 @@ class LabelSet:
             raise MismatchError(
                 f"label set {self.manifest.name!r} ({self.manifest.id}) {wrong}; {self.again}, which computes it anew"
             )
+
+    def read_extent(self, tar_path: str, extent: Extent) -> bytes:
+        """Return a block of a part, checked against what was committed.
 
         Raises:
             CorruptError: the tar is missing, too short, or holds other bytes.
