@@ -14,8 +14,8 @@ from tests.reliability.damage import Fault, kinds_for, make_fault
 from tests.reliability.layouts import LAYOUTS, Bench, count_outcomes, some_rows
 from tests.reliability.specimen import NOTHING_READS, Outcome, Specimen
 
-NUM_FAULTS = 1300
-NUM_HEALED = 160
+NUM_FAULTS = 1500
+NUM_HEALED = 200
 NUM_PEER_FAULTS = 1000
 
 _METHOD = """\
