@@ -14,14 +14,19 @@ from pipelines.label_unit import LabelledUnit
 from pipelines.labellers import label_unit, make_labeller
 from pipelines.planned_run import PlannedRun
 from pipelines.transforms import shared_teacher
+from storage import tar
+from storage.block_bounds import BLOCK_TOKENS, MAX_BLOCK_SAMPLES
 from storage.errors import CacheError
 from storage.hashing import canonical_json, fingerprint, seal, unseal
 from storage.sources.base import Sample, Source, SourceUnit, UnitReader
 from storage.sources.unit_digest import UnitDigest
 from storage.specs import Spec
+from storage.target_blocks import decode_target_block
 
 SAMPLE_SIZE = 32
 _WARM_UP_SIZE = 1
+_TEXT_TOKENS = BLOCK_TOKENS * 7 // 8
+"""Tokens of the documents that are labelled: a block of them, and seldom the beginning of a second one."""
 
 
 class Measured(Spec):
@@ -30,7 +35,7 @@ class Measured(Spec):
     Attributes:
         num_samples: pictures or documents.
         num_sequences: what these became; of pictures as many.
-        sample_bytes: of blocks and keys, one view of each.
+        sample_bytes: of blocks and keys, one view of each; of documents also what makes blocks members of a tar.
         part_bytes: of a part whatever it holds: mean class probabilities, and what makes it a tar.
         teacher_seconds: of a teacher that has run before.
     """
@@ -131,17 +136,48 @@ def _remembered(run: PlannedRun) -> Measured:
 def _measure(run: PlannedRun) -> Measured:
     task = next((task for task in run.plan.tasks if task.replaces is None), run.plan.tasks[0])
     _label(run, task=task, num_samples=_WARM_UP_SIZE)
-    unit = _label(run, task=task, num_samples=SAMPLE_SIZE)
+    num_samples = min(SAMPLE_SIZE, task.num_samples)
+    unit = _label(run, task=task, num_samples=num_samples)
+    if run.plan.of_text:
+        num_samples, unit = _block_of_documents(run, task=task, num_samples=num_samples, unit=unit)
     record = unit.record
     sample_bytes = sum(block.num_bytes for block in record.blocks) + record.samples.num_bytes
+    if run.plan.of_text:
+        sample_bytes += sum(tar.TAR_BLOCK_BYTES + len(tar.padding(block.num_bytes)) for block in record.blocks)
     return Measured(
-        num_samples=min(SAMPLE_SIZE, task.num_samples),
+        num_samples=num_samples,
         num_sequences=record.num_samples,
         num_positions=record.statistics.num_positions,
         sample_bytes=sample_bytes,
         part_bytes=record.tar_bytes - sample_bytes,
         teacher_seconds=unit.teacher_seconds,
     )
+
+
+def _block_of_documents(run: PlannedRun, *, task: LabelTask, num_samples: int, unit: LabelledUnit) -> tuple[int, LabelledUnit]:
+    """Return as many documents as fill a block, and the part of them: the header of a block of few is most of its bytes.
+
+    Args:
+        num_samples, unit: the first documents, already labelled.
+    """
+    # A second time where later documents are longer, or shorter, than the first.
+    for _ in range(2):
+        tokens = max(_num_tokens(unit), 1)
+        full = max(min(num_samples * _TEXT_TOKENS // tokens, MAX_BLOCK_SAMPLES, task.num_samples), min(SAMPLE_SIZE, num_samples))
+        spills = full < num_samples and len(unit.record.blocks) > 1
+        if not spills and full * _TEXT_TOKENS <= num_samples * BLOCK_TOKENS:
+            break
+        num_samples, unit = full, _label(run, task=task, num_samples=full)
+    return num_samples, unit
+
+
+def _num_tokens(unit: LabelledUnit) -> int:
+    total = 0
+    for extent in unit.record.blocks:
+        block = decode_target_block(unit.data[extent.offset : extent.offset + extent.num_bytes], origin="estimate")
+        assert block.tokens is not None
+        total += int(block.tokens.offsets[-1])
+    return total
 
 
 def _label(run: PlannedRun, *, task: LabelTask, num_samples: int) -> LabelledUnit:
