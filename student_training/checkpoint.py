@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import xxhash
 
 from storage.errors import CorruptError
+from student_training.output_folder import OutputError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,23 @@ class CheckpointStore:
         Args:
             state: tensors and plain data.
             step: updates done.
+
+        Raises:
+            OutputError: it cannot be written; the earlier ones are whole.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step-{step:08d}.pt"
         temporary = path.with_suffix(".pt.tmp")
+        try:
+            with writing(f"the checkpoint of step {step}", folder=self._folder):
+                return self._commit(state, step=step, path=path, temporary=temporary)
+        except OutputError:
+            # What a full disk took of it would be in the way of the next one.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def _commit(self, state: dict[str, Any], *, step: int, path: Path, temporary: Path) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()

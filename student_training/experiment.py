@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from storage.specs import ImportedView, ViewSpec
 from storage.streams.base import RowStream, StreamRows
 from storage.streams.label_stream import LabelStream
 from storage.upkeep.reading import hold_label_set
-from student_training.export import TrainingResult
-from student_training.job import LiveTeacher
+from student_training.export import RESULT_FILE, TrainingResult
+from student_training.job import LiveTeacher, training_section
+from student_training.output_folder import try_output
 from student_training.picture_terms.experiment import make_picture_terms_job
 from student_training.streams import build_source_stream, classes_of_source
 from student_training.student_views import OTHER_VIEWS, student_view
@@ -68,7 +70,9 @@ def run_experiment(
     """
     if config.training is None:
         raise ConfigError("training: is needed to train")
-    training = config.training
+    training = training_section(config)
+    # Before sources are listed and label sets read, which takes long of large ones.
+    try_output(Path(training.output), unless=RESULT_FILE)
     if not isinstance(training.student, StudentConfig):
         job = make_text_job(config)
         with _held(job.label_sets):

@@ -41,6 +41,11 @@ class Job:
         """Folder of the run."""
         return Path(self.training.output)
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether hard labels are part of the loss."""
+        raise NotImplementedError
+
     def facts(self) -> dict[str, Any]:
         """Return, as JSON data, what the weights depend on beside the settings and the rows."""
         raise NotImplementedError

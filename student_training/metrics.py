@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
+
+from student_training.output_folder import writing
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -31,12 +34,17 @@ class MetricsLog:
             from_step: updates done so far.
             num_steps: updates of the whole training.
             progress: whether to show a bar, if standard error is a terminal.
+
+        Raises:
+            OutputError: nothing can be written there.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._path = folder / METRICS_FILE
-        cut_metrics(self._path, last_step=from_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=from_step + 1 if from_step else 0)
+        with writing("the log", folder=folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            cut_metrics(self._path, last_step=from_step)
+            self._file = self._path.open("a", encoding="utf-8")
+            self._events = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=from_step + 1 if from_step else 0)
         self._bar: tqdm[Any] = tqdm(
             total=num_steps, initial=from_step, unit="step", disable=not (progress and sys.stderr.isatty()), dynamic_ncols=True
         )
@@ -46,8 +54,10 @@ class MetricsLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._bar.close()
-        self._file.close()
-        self._events.close()
+        # What ended the training is what a person must read, not that its last lines could not be written either.
+        with suppress(OSError) if error is not None else writing("the log", folder=self._folder):
+            self._file.close()
+            self._events.close()
 
     def advance(self) -> None:
         """Move the bar by one update."""
@@ -61,12 +71,16 @@ class MetricsLog:
             step: updates done.
             epoch: passes over the samples done.
             figures: numbers by name; text is left out of TensorBoard.
+
+        Raises:
+            OutputError: they cannot be written.
         """
-        self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **figures}) + "\n")
-        self._file.flush()
-        for name, value in figures.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(f"{kind}/{name}", value, global_step=step)
+        with writing("the log", folder=self._folder):
+            self._file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **figures}) + "\n")
+            self._file.flush()
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{kind}/{name}", value, global_step=step)
         shown = {name: f"{figures[name]:.4g}" for name in _SHOWN if name in figures}
         self._bar.set_postfix(shown)
 

@@ -27,10 +27,13 @@ from student_training.export import (
     read_result,
     write_result,
 )
+from student_training.failures import explained_failures
+from student_training.hard_labels import require_hard_labels
 from student_training.identity import describe_run, require_same_run
 from student_training.job import Job, LiveTeacher, make_job
 from student_training.loop import TrainingLoop, evaluation_settings
 from student_training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsLog
+from student_training.output_folder import try_output, writing
 from student_training.runtime import open_accelerator
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,8 @@ def train(
         CorruptError: no checkpoint is whole, or stored labels are damaged.
         SourceError, SampleError: a picture cannot be read.
         ViewMismatchError: the student would see other pixels than the teacher saw.
+        OutputError: checkpoints, the log or the student cannot be written.
+        ResourceError: a device has no memory left, or a loader process died.
     """
     job = make_job(
         config,
@@ -88,13 +93,18 @@ def train(
 
 def run_job(job: Job, *, resume: bool = True, progress: bool = True) -> TrainingResult:
     """Run a training, of pictures or of texts, and return what it came to; see `train`."""
-    with open_accelerator(job.training) as accelerator:
+    try_output(job.folder, unless=RESULT_FILE)
+    with (
+        open_accelerator(job.training) as accelerator,
+        explained_failures(job.training, num_processes=accelerator.num_processes),
+    ):
         if not resume:
             _clear(job, accelerator=accelerator)
         finished = _find_finished(job, accelerator=accelerator)
         if finished is not None:
             logger.info("%s is finished after %d steps; nothing is left to do", job.folder, finished.steps)
             return finished
+        require_hard_labels(job)
         loop = build_loop(job, accelerator=accelerator)
         store = CheckpointStore(job.folder / _CHECKPOINT_FOLDER, keep=job.training.keep_checkpoints)
         resumed_from_step = _resume(loop, store=store, job=job)
@@ -107,8 +117,9 @@ def run_job(job: Job, *, resume: bool = True, progress: bool = True) -> Training
             loop.run(batches, log=log, store=store)
         result = _summarize(loop, job=job, resumed_from_step=resumed_from_step)
         if accelerator.is_main_process:
-            loop.task.export(loop.exported, folder=job.folder, weights=result.weights)
-            write_result(result, folder=job.folder, identity=loop.identity, evaluation=evaluation_settings(job.training))
+            with writing("the student", folder=job.folder):
+                loop.task.export(loop.exported, folder=job.folder, weights=result.weights)
+                write_result(result, folder=job.folder, identity=loop.identity, evaluation=evaluation_settings(job.training))
         accelerator.wait_for_everyone()
         return result
 
@@ -116,8 +127,9 @@ def run_job(job: Job, *, resume: bool = True, progress: bool = True) -> Training
 def _clear(job: Job, *, accelerator: Accelerator) -> None:
     """Remove what an earlier run left, and nothing else."""
     if accelerator.is_main_process:
-        for name in (RESULT_FILE, STUDENT_FILE, DESCRIPTION_FILE, METRICS_FILE):
-            (job.folder / name).unlink(missing_ok=True)
+        with writing("a folder without the earlier run", folder=job.folder):
+            for name in (RESULT_FILE, STUDENT_FILE, DESCRIPTION_FILE, METRICS_FILE):
+                (job.folder / name).unlink(missing_ok=True)
         for name in (_CHECKPOINT_FOLDER, TENSORBOARD_FOLDER):
             shutil.rmtree(job.folder / name, ignore_errors=True)
     accelerator.wait_for_everyone()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
+
+from storage.errors import DecantError
 
 _CHUNK_HASHES = 1 << 22
 _HASHES_AT_A_TIME = 1024
@@ -21,7 +24,13 @@ class KeySpool:
     """Key hashes of many units in a temporary file, 8 bytes a key; closing it removes the file."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="decant-keys-")  # noqa: SIM115 (closed by __exit__)
+        """Make the file.
+
+        Raises:
+            DecantError: the folder for temporary files takes none.
+        """
+        with _room_needed():
+            self._file = tempfile.TemporaryFile(prefix="decant-keys-")  # noqa: SIM115 (closed by __exit__)
         self._units: list[int] = []
         self._starts: list[int] = [0]
 
@@ -29,12 +38,19 @@ class KeySpool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._file.close()
+        # Closing writes what is left; nobody needs it now, and a full disk was told of already.
+        with suppress(OSError):
+            self._file.close()
 
     def append(self, unit: int, *, hashes: npt.NDArray[np.uint64]) -> None:
-        """Add the key hashes (uint64 [num_samples]) of a unit, once for each unit, in any order of units."""
-        self._file.seek(0, 2)
-        self._file.write(hashes.tobytes())
+        """Add the key hashes (uint64 [num_samples]) of a unit, once for each unit, in any order of units.
+
+        Raises:
+            DecantError: the folder for temporary files is full.
+        """
+        with _room_needed():
+            self._file.seek(0, 2)
+            self._file.write(hashes.tobytes())
         self._units.append(unit)
         self._starts.append(self._starts[-1] + len(hashes))
 
@@ -45,7 +61,8 @@ class KeySpool:
             yield unit, spool[start:stop]
 
     def _mapped(self) -> npt.NDArray[np.uint64]:
-        self._file.flush()
+        with _room_needed():
+            self._file.flush()
         if self._starts[-1] == 0:
             return np.empty(0, dtype=np.uint64)
         return np.memmap(self._file, dtype=np.uint64, mode="r", shape=(self._starts[-1],))
@@ -87,6 +104,17 @@ class KeySpool:
     def _place(self, row: int) -> Place:
         index = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._units[index], row - self._starts[index]
+
+
+@contextmanager
+def _room_needed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DecantError(
+            f"the folder for temporary files cannot be written to ({type(error).__name__}: {error.strerror or error}), and the "
+            "source's keys are compared there, 8 bytes a sample; make room there, or name another folder in TMPDIR"
+        ) from error
 
 
 def _repeated(spool: npt.NDArray[np.uint64], *, low: int, last: int) -> npt.NDArray[np.uint64]:

@@ -15,6 +15,7 @@ from storage.streams.base import TextStream
 from storage.streams.text_source_stream import TextSourceStream
 from student_training.heads import HeadModule
 from student_training.job import Job
+from student_training.text.students import predicts_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,15 @@ class TextJob(Job):
     heads: Mapping[str, HeadModule] = field(default_factory=dict)
     label_sets: Sequence[LabelSet] = ()
     evaluation_stream: TextSourceStream | None = None
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether hard labels of whole texts are part of the loss; a language model's are its tokens."""
+        training = self.training
+        if training.terms is not None:
+            return any(term.kind == "hard_label" for term in training.terms)
+        hard = training.targets.kind == "hard" or training.loss.hard_weight > 0
+        return hard and not predicts_tokens(training.text_student)
 
     def facts(self) -> dict[str, Any]:
         """Return, as JSON data, what the weights depend on beside the settings and the rows."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import time
 
 import fsspec
@@ -12,7 +13,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import CacheError, DuplicateKeyError, SourceError
+from storage.errors import CacheError, DecantError, DuplicateKeyError, SourceError
 from storage.sources import NO_LABEL, Sample, SourceMemo, SourceUnit, UnitDigest, index_source
 from storage.sources import index as index_module
 from storage.sources.key_spool import KeySpool
@@ -141,6 +142,17 @@ def test_equal_hashes_of_different_keys_are_no_duplicates():
         assert spool.first_duplicate(key_at=keys.__getitem__, hashes_per_pass=10) is None
     with place_hashes([(1, [7]), (0, [5, 7, 7])]) as spool:
         assert spool.first_duplicate(key_at=keys.__getitem__, hashes_per_pass=10) == ((0, 1), (0, 2), "b")
+
+
+def test_a_full_folder_for_temporary_files_is_named():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        said = r"temporary files cannot be written to \(OSError: File too large\).*TMPDIR"
+        with KeySpool() as spool, pytest.raises(DecantError, match=said):
+            spool.append(0, hashes=np.arange(10_000, dtype=np.uint64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @given(st.lists(st.lists(st.integers(0, 40), max_size=6), max_size=8), st.integers(1, 50))
