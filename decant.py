@@ -18,6 +18,7 @@ from storage.commands import run_cache_action
 from storage.errors import DecantError
 
 _EXIT_INTERRUPTED = 130
+_MAX_MESSAGE = 400
 
 
 def _say(text: str) -> None:
@@ -26,6 +27,11 @@ def _say(text: str) -> None:
 
 def _silent(text: str) -> None:
     pass
+
+
+def _speaks() -> bool:
+    """Whether this process speaks for all that a launcher (torchrun, accelerate) started for one training."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _told(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
             view=resolve_view(config, evaluation=teacher.preprocessing.view),
             num_classes=teacher.spec.num_classes,
         )
-    say = _silent if arguments.json or os.environ.get("RANK", "0") != "0" else _say
+    say = _silent if arguments.json or not _speaks() else _say
     return run_experiment(config, live=live, resume=not arguments.restart, say=say)
 
 
@@ -262,18 +268,30 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if arguments.json:
+    except Exception as error:
+        return _fail(arguments, error, status=1)
+    if arguments.json and _speaks():
         _say(json.dumps(result, indent=2))
     return 1 if result.get("problems") else 0
 
 
-def _fail(arguments: argparse.Namespace, error: DecantError, *, status: int) -> int:
+def _fail(arguments: argparse.Namespace, error: Exception, *, status: int) -> int:
     if arguments.verbose:
         traceback.print_exception(error)
-    if arguments.json:
-        _say(json.dumps({"error": type(error).__name__, "message": str(error), "status": status}, indent=2))
-    sys.stderr.write(f"decant: {error}\n")
+    message = str(error) if isinstance(error, DecantError) else _unforeseen(error)
+    if arguments.json and _speaks():
+        _say(json.dumps({"error": type(error).__name__, "message": message, "status": status}, indent=2))
+    # What only another process met would else be seen nowhere.
+    who = "decant" if _speaks() else f"decant (process {os.environ['RANK']})"
+    sys.stderr.write(f"{who}: {message}\n")
     return status
+
+
+def _unforeseen(error: Exception) -> str:
+    """Return one line for an error that nobody wrote a message for."""
+    said = " ".join(str(error).split())
+    shown = said if len(said) <= _MAX_MESSAGE else said[:_MAX_MESSAGE] + " ..."
+    return f"{type(error).__name__}: {shown or 'no message'} (Decant did not foresee this; --verbose shows where it happened)"
 
 
 if __name__ == "__main__":
