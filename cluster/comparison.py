@@ -45,7 +45,7 @@ def cache_files(folder: Path) -> dict[str, bytes]:
 def compare_caches(one: Mapping[str, bytes], other: Mapping[str, bytes]) -> list[KindComparison]:
     """Return how the files of two caches compare, by kind.
 
-    Where the source lay when labels were made is in a label set, and no part of what it is: that field may differ.
+    Where source and teacher lay when labels were made is in a label set, and no part of what it is: those fields may differ.
     """
     by_kind: dict[str, list[str]] = {}
     for name in sorted({*one, *other}):
@@ -76,4 +76,5 @@ def _content(name: str, files: Mapping[str, bytes]) -> bytes | None:
         return data
     manifest = json.loads(body)
     del manifest["source"]
+    manifest.pop("teacher", None)
     return json.dumps(manifest, sort_keys=True).encode()

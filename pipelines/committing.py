@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from pipelines.planned_run import PlannedRun
+from pipelines.teacher_memo import TeacherMemo
 from pipelines.teachers.text_base import TextTeacher
 from pipelines.teachers.text_networks import head_of
 from pipelines.transforms import shared_teacher
@@ -14,6 +15,8 @@ from storage.label_set import Manifest, UsedPart, commit_label_set
 from storage.parts import PartRecord
 from storage.specs import HiddenStatesSpec
 from storage.standing import still_stands
+from storage.teacher_files import memo_name
+from storage.teacher_record import TeacherRecord
 
 _SHOWN_LETTERS = 5
 
@@ -106,7 +109,17 @@ def commit(run: PlannedRun) -> Manifest:
         num_views=run.plan.num_views,
         classes=run.source.classes,
         source=run.source_config.model_dump(mode="json"),
+        teacher=_teacher_record(run),
     ).manifest
+
+
+def _teacher_record(run: PlannedRun) -> TeacherRecord | None:
+    """Return what the label set says of its teacher; None where its files were replaced while the run went on."""
+    if memo_name(run.teacher_config) is not None:
+        facts = TeacherMemo(run.cache).find(run.teacher_config)
+        if facts is None or facts.spec != run.plan.request.teacher:
+            return None
+    return TeacherRecord.of(run.teacher_config)
 
 
 def _is_enough(run: PlannedRun, manifest: Manifest) -> bool:

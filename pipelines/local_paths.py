@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipelines.teacher_memo import LOCAL_FOLDER, local_folder
 from storage.config import SourceConfig, TeacherConfig
+from storage.teacher_files import LOCAL_FOLDER, local_folder
 
 _PATTERN = re.compile(r"[*?\[{]")
 

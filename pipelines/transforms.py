@@ -21,7 +21,6 @@ from pipelines.label_unit import LabelledUnit, UnitLabeller
 from pipelines.labellers import label_unit, labeller_of, make_labeller
 from pipelines.retry import relabel, retry
 from pipelines.task_files import TaskFiles, read_tasks
-from pipelines.teacher_memo import local_files
 from pipelines.teachers import load_any_teacher
 from pipelines.teachers.base import Teacher
 from pipelines.teachers.text_base import TextTeacher
@@ -35,6 +34,7 @@ from storage.label_runs.heartbeat import Heartbeat
 from storage.parts import PartRecord
 from storage.sources import open_source
 from storage.specs import RequestSpec
+from storage.teacher_files import local_files
 
 _LAST_BEAT_SECONDS = 5.0
 """A run ends a moment after a beat, so that others see when."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from storage.cache import Cache
 from storage.errors import CacheError, CorruptError, FormatError, MismatchError
@@ -24,6 +24,7 @@ from storage.parts import Extent, Info, PartRecord, PartStatistics, decode_class
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
 from storage.remedies import EITHER_AGAIN, EITHER_REPAIR, are_imported, how_to_make_again, how_to_mend
 from storage.specs import PartSpec, RequestSpec, SoftLabelsSpec, TargetSpec
+from storage.teacher_record import TeacherRecord
 
 _BATCH_PARTS = 8192
 """Parts in a row group of the table."""
@@ -57,11 +58,17 @@ class Manifest(Info):
     classes: tuple[str, ...] | None
     source: dict[str, Any]
     """The source's config when the labels were made: where to look, not identity."""
+    teacher: TeacherRecord | None = None
+    """The teacher's config then; None: labels that were imported, or made before this was kept."""
     statistics: PartStatistics
     served_by: tuple[TargetSpec, ...] = ()
     """Wider targets that some parts hold, which readers narrow; statistics and class means are of the rows as stored."""
     provenance: tuple[dict[str, str], ...]
     """What made the parts: library versions and devices, each different one once."""
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_teacher(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if name != "teacher" or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +318,7 @@ def commit_label_set(
     num_views: int,
     classes: tuple[str, ...] | None,
     source: dict[str, Any],
+    teacher: TeacherRecord | None = None,
 ) -> LabelSet:
     """Write a label set over committed parts; the manifest last. If the label set exists already and is whole, that one counts.
 
@@ -355,6 +363,7 @@ def commit_label_set(
         class_means_sha256=None if means is None else digest(means),
         classes=classes,
         source=source,
+        teacher=teacher,
         statistics=totals.statistics,
         served_by=tuple(cache.request(lender).target for lender in sorted(totals.requests - {request.fingerprint()})),
         provenance=tuple(dict(items) for items in sorted(totals.provenance)),

@@ -11,6 +11,7 @@ from storage.errors import ConfigError, MismatchError
 from storage.label_set import LabelSet
 from storage.narrowing import why_not_narrower
 from storage.narrowing_as_asked import narrowed_as_asked
+from storage.serving_teacher import differing_teacher, remedy
 from storage.specs import ImportedView, SoftLabelsSpec, TargetSpec
 
 
@@ -20,10 +21,12 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
     Values left open in the config match any.
 
     Args:
-        sections: of "views" and "target", those that are asked for; None: both.
+        sections: of "views" and "target", those that are asked for of a label set that was named; None: both, of the
+            experiment's own.
 
     Raises:
-        MismatchError: it does not hold what the config's views and target say; every field that differs, with both values.
+        MismatchError: it does not hold what the config's teacher, views and target say; every field that differs, with both
+            values.
         ConfigError: the config's targets are not what students of pictures learn from.
     """
     request = label_set.manifest.request
@@ -43,11 +46,13 @@ def served_target(label_set: LabelSet, *, config: ExperimentConfig, sections: se
             reason = why_not_narrower(request.soft_labels, asked=target)
             if reason is not None:
                 differing.append(f"target: the label set cannot serve the config's: {reason}")
-    if differing:
+    other_teacher = differing_teacher(label_set, config=config, named=sections is not None)
+    if differing or other_teacher:
         raise MismatchError(
             f"label set {label_set.manifest.name!r} ({label_set.manifest.id}) does not serve this config:\n"
-            + "\n".join(f"  {line}" for line in differing)
+            + "\n".join(f"  {line}" for line in [*other_teacher, *differing])
             + "\nRun decant label with this config, or name another label set in training.targets.label_set"
+            + remedy(other_teacher, named=sections is not None)
         )
     return target
 
@@ -59,7 +64,8 @@ def served_picture_target(label_set: LabelSet, *, config: ExperimentConfig, name
 
     Args:
         name: of the target in the config; one the config does not have is read as it is stored.
-        sections: of "views", "target" and "targets", those that are asked for; None: all.
+        sections: of "views", "target" and "targets", those that are asked for of a label set that was named; None: all, of the
+            experiment's own.
 
     Raises:
         MismatchError: it is of texts, or does not hold what the config says; every field that differs, with both values.
@@ -73,11 +79,13 @@ def served_picture_target(label_set: LabelSet, *, config: ExperimentConfig, name
     if sections is None or sections & {"target", "targets"}:
         target, reasons = narrowed_as_asked(target, config=config, name=name)
         differing += reasons
-    if differing:
+    other_teacher = differing_teacher(label_set, config=config, named=sections is not None)
+    if differing or other_teacher:
         raise MismatchError(
             f"label set {label_set.manifest.name!r} ({label_set.manifest.id}) does not serve this config:\n"
-            + "\n".join(f"  {line}" for line in differing)
+            + "\n".join(f"  {line}" for line in [*other_teacher, *differing])
             + "\nRun decant label with this config, or name another label set in training.targets"
+            + remedy(other_teacher, named=sections is not None)
         )
     return target
 

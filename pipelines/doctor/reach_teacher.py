@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from pipelines.doctor.questions import AskedFile, AskedTeacher
 from pipelines.doctor.report import Reach
-from pipelines.teacher_memo import local_files
 from storage.config import TeacherConfig
 from storage.hashing import checksum
+from storage.teacher_files import local_files
 
 _END_BYTES = 1 << 16
 _CONNECT_SECONDS = 5.0

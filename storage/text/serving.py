@@ -8,6 +8,7 @@ from storage.config import ExperimentConfig
 from storage.errors import MismatchError
 from storage.label_set import LabelSet
 from storage.narrowing_as_asked import narrowed_as_asked
+from storage.serving_teacher import differing_teacher, remedy
 from storage.specs import TargetSpec, TextViewSpec
 
 
@@ -18,7 +19,8 @@ def served_text_target(label_set: LabelSet, *, config: ExperimentConfig, name: s
 
     Args:
         name: of the target in the config; one the config does not have is read as it is stored.
-        sections: of "views", "target" and "targets", those that are asked for; None: all.
+        sections: of "views", "target" and "targets", those that are asked for of a label set that was named; None: all, of the
+            experiment's own.
 
     Raises:
         MismatchError: it is of pictures, or does not hold what the config says; every field that differs, with both values.
@@ -29,11 +31,13 @@ def served_text_target(label_set: LabelSet, *, config: ExperimentConfig, name: s
     if sections is None or sections & {"target", "targets"}:
         target, reasons = narrowed_as_asked(target, config=config, name=name)
         differing += reasons
-    if differing:
+    other_teacher = differing_teacher(label_set, config=config, named=sections is not None)
+    if differing or other_teacher:
         raise MismatchError(
             f"label set {label_set.manifest.name!r} ({label_set.manifest.id}) does not serve this config:\n"
-            + "\n".join(f"  {line}" for line in differing)
+            + "\n".join(f"  {line}" for line in [*other_teacher, *differing])
             + "\nRun decant label with this config, or name another label set in training.targets"
+            + remedy(other_teacher, named=sections is not None)
         )
     return target
 
