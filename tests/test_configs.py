@@ -8,6 +8,7 @@ import pytest
 
 from storage.config import load_config
 from student_training.demo import write_configs
+from tests.trials import sst2, stories
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -24,6 +25,38 @@ def test_digits_is_what_the_demo_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = write_configs(Path("runs/demo"), num_train=1347)
     assert load_config(str(files["distilled"])) == load_config(str(CONFIGS / "digits.yaml"))
+
+
+@pytest.mark.parametrize("trial", [sst2, stories], ids=["sst2", "stories"])
+def test_experiments_of_trials_are_valid_and_of_one_cache(trial, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "ROOT", tmp_path)
+    folder = trial.FOLDER
+    configs = {name: load_config(str(tmp_path / file)) for name, file in trial.write_configs(folder).items()}
+    assert configs["teacher"].training.output == str(folder / "teacher")
+    labelling = [config for config in configs.values() if config.teacher is not None]
+    assert labelling
+    for config in labelling:
+        assert (config.cache, config.teacher.name) == (str(folder / "cache"), configs["teacher"].training.output)
+        assert config.source == configs["teacher"].source
+
+
+@pytest.mark.parametrize("name", ["tinybert_task", "tinybert_task_prediction"])
+def test_candidates_that_a_recipe_reads_are_made_by_the_command_in_its_header(name):
+    path = CONFIGS / f"{name}.yaml"
+    source = load_config(str(path)).source
+    candidates = source.augmentation.candidates
+    assert (
+        f"#   python -m pipelines.text.candidates --model google-bert/bert-base-uncased --output {candidates}\n"
+        in path.read_text()
+    )
+    plain = source.model_copy(update={"augmentation": None})
+    assert plain == load_config(str(CONFIGS / "sst2_teacher.yaml")).source
+
+
+def test_students_of_one_teacher_read_the_same_labels():
+    first, second = (load_config(str(CONFIGS / f"sst2_{name}.yaml")) for name in ("bilstm", "text_cnn"))
+    for part in ("cache", "source", "teacher", "views", "target"):
+        assert getattr(first, part) == getattr(second, part)
 
 
 @pytest.mark.parametrize("size", ["5m", "11m", "21m"])
