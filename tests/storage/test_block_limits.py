@@ -89,6 +89,11 @@ def test_dense_labels_of_more_classes_than_a_block_holds_are_refused(target, vie
         (SoftLabelsSpec(num_classes=100_000, k=65_535, codec=ExactCodec(), positions="all"), 65_535, "k"),
         (SoftLabelsSpec(num_classes=100_000, k=65_535, codec=ExactCodec(), positions="all"), 512, None),
         (SoftLabelsSpec(num_classes=100_000, k=None, codec=SampledCodec(), positions="all"), 65_535, None),
+        (SoftLabelsSpec(num_classes=100_000, k=None, codec=SampledCodec(draws=65_535), positions="all"), 512, "codec"),
+        (SoftLabelsSpec(num_classes=100_000, k=33_555, codec=CompactCodec(), positions="all"), 512, "k"),
+        (SoftLabelsSpec(num_classes=100_000, k=33_554, codec=CompactCodec(), positions="all"), 512, None),
+        (SoftLabelsSpec(num_classes=2**26 + 1, k=10, codec=CompactCodec()), 512, "kind"),
+        (SoftLabelsSpec(num_classes=2**26, k=10, codec=CompactCodec()), 512, None),
         (RelationsSpec(layer=1, vectors=("query",), num_relation_heads=128, codec=FLOAT16), 5000, "kind"),
         (RelationsSpec(layer=1, vectors=("query",), num_relation_heads=128, codec=FLOAT16), 512, None),
         (HiddenStatesSpec(layers=(1,), tokens="all", width=16_384, codec=FLOAT16), 65_535, None),
@@ -112,7 +117,9 @@ def test_streams_that_no_reader_would_take_are_refused(target, length, field):
     found = why_too_large(target, view=TokensView(**VIEW, length=length))
     assert (found and found[0]) == field
     if found is not None:
-        assert "views.length" in found[1] or "give at most 16,384" in found[1]
+        assert any(
+            remedy in found[1] for remedy in ("views.length", "give at most 16,384", "give at most 33,554", "choose embeddings")
+        )
 
 
 @pytest.mark.parametrize(

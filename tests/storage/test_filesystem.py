@@ -257,6 +257,14 @@ def test_stores_in_memory_are_of_one_process():
     )
 
 
+def test_a_range_takes_no_more_memory_than_the_file_has(tmp_path):
+    store = Store(str(tmp_path))
+    store.write("file", b"0123456789")
+    # A record may say any number of bytes.
+    assert store.read_range("file", start=3, num_bytes=2**62) == b"3456789"
+    assert store.read_range("file", start=2**62, num_bytes=2**62) == b""
+
+
 @pytest.mark.s3
 def test_what_another_process_writes_after_a_listing_is_read(s3_bucket):
     import boto3

@@ -274,6 +274,14 @@ def test_a_rank_that_was_not_fetched(tmp_path, cache):
         run(tmp_path / "logits", cache)
 
 
+@pytest.mark.parametrize("k", [2**16 + 1, 10**30])
+def test_a_folder_of_more_classes_than_ids_is_refused(tmp_path, cache, k):
+    write(tmp_path / "logits")
+    (tmp_path / "logits/logits_top4_epoch0").rename(tmp_path / f"logits/logits_top{k}_epoch0")
+    with pytest.raises(MismatchError, match=f"holds labels of K = {k}, more classes than ids of 16 bits name"):
+        run(tmp_path / "logits", cache)
+
+
 def test_folders_of_two_k_are_refused(tmp_path, cache):
     write(tmp_path / "logits")
     ids, probs = draw_records(np.random.default_rng(0), num=1, num_classes=NUM_CLASSES, k=2)
