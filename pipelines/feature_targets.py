@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipelines.teachers.outputs import FeatureShape, check_layers
+from pipelines.teachers.text_base import NetworkShape
 from storage.block_bounds import MAX_BLOCK_VALUE_ROWS
 from storage.config.targets import AttentionConfig, EmbeddingsConfig, HiddenStatesConfig, RelationsConfig
 from storage.errors import ConfigError, TeacherError
@@ -12,7 +13,14 @@ FeaturesConfig = HiddenStatesConfig | AttentionConfig | RelationsConfig | Embedd
 
 
 def resolve_features(
-    target: FeaturesConfig, *, shape: FeatureShape, max_tokens: int, head_sha256: str | None, name: str, key: str
+    target: FeaturesConfig,
+    *,
+    shape: FeatureShape,
+    max_tokens: int,
+    head_sha256: str | None,
+    name: str,
+    key: str,
+    why_no_head: str = "",
 ) -> FeaturesSpec:
     """Return the spec of a target of vectors.
 
@@ -21,17 +29,21 @@ def resolve_features(
         head_sha256: digest of the teacher's head; None where it cannot be stored.
         name: of the teacher, for messages.
         key: of the target in the config, for messages.
+        why_no_head: why the head cannot be stored and what to do, where that is known.
 
     Raises:
-        ConfigError: heads that do not divide the vectors, a head of another layer, more pairs than a block holds, or layers
-            whose tokens see less than a sample.
+        ConfigError: heads that do not divide the vectors, a head of another layer or of tokens that are not kept, more pairs
+            than a block holds, or layers whose tokens see less than a sample.
         TeacherError: a layer that the teacher does not have, or vectors that it does not give.
     """
     match target:
         case HiddenStatesConfig():
             _check_layers(target.layers, shape=shape, of="hidden_states", name=name, key=key)
             assert shape.width is not None
-            head = _head(target, shape=shape, head_sha256=head_sha256, name=name, key=key) if target.head else None
+            head = None
+            if target.head:
+                _check_head(target, shape=shape, name=name, key=key)
+                head = _stored_head(head_sha256, name=name, key=key, why_not=why_no_head)
             return HiddenStatesSpec(
                 layers=target.layers, tokens=target.tokens, width=shape.width, codec=target.codec, head_sha256=head
             )
@@ -104,16 +116,23 @@ def _relations(target: RelationsConfig, *, shape: FeatureShape, max_tokens: int,
     return RelationsSpec(layer=target.layer, vectors=target.vectors, num_relation_heads=num_heads, codec=Float16Codec())
 
 
-def _head(target: HiddenStatesConfig, *, shape: FeatureShape, head_sha256: str | None, name: str, key: str) -> str:
+def _check_head(target: HiddenStatesConfig, *, shape: FeatureShape, name: str, key: str) -> None:
+    """Refuse hidden states that are not those a head reads."""
     last = shape.num_layers
     if target.layers[-1] != last:
         raise ConfigError(
             f"{key}.head: true, but a head reads layer {last}, and layers end with {target.layers[-1]}; add layer {last}, or "
             "give head: false"
         )
-    if head_sha256 is None:
+    if isinstance(shape, NetworkShape) and shape.per_token and target.tokens != "all":
         raise ConfigError(
-            f"{key}.head: true, but the head of teacher {name} is made of operations that cannot be stored; give head: false, or "
-            "soft_labels"
+            f"{key}.head: true, but the head of teacher {name} reads every token, and tokens: {target.tokens} leaves most of them "
+            "out, so that no logits could be made; give tokens: all, or head: false"
         )
+
+
+def _stored_head(head_sha256: str | None, *, name: str, key: str, why_not: str) -> str:
+    if head_sha256 is None:
+        reason = why_not or f"the head of teacher {name} cannot be stored; give head: false, or soft_labels"
+        raise ConfigError(f"{key}.head: true, but {reason}")
     return head_sha256

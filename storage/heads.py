@@ -25,7 +25,7 @@ from storage.specs import Spec
 Shape = tuple[int, ...]
 ActivationName = Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"]
 _Width = Annotated[int, Field(ge=1, le=2**32)]
-_MAX_VALUES = 1 << 30
+MAX_HEAD_VALUES = 1 << 30
 _MAX_OPERATIONS = 16
 
 
@@ -98,8 +98,9 @@ class HeadSpec(Spec):
                 width = operation.outputs if isinstance(operation, Linear) else given
         if not isinstance(self.operations[0], Linear | LayerNorm | RmsNorm):
             raise ValueError("a head begins with a linear or a norm, which say how wide its input is")
-        if sum(math.prod(shape) for shape in self.tensors.values()) > _MAX_VALUES:
-            raise ValueError(f"a head of more than {_MAX_VALUES} numbers")
+        num_values = sum(math.prod(shape) for shape in self.tensors.values())
+        if num_values > MAX_HEAD_VALUES:
+            raise ValueError(f"a head of {num_values:,} numbers, more than {MAX_HEAD_VALUES:,}")
         return self
 
     @property

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipelines.teachers.base import describe
 from storage.errors import TeacherError
 from storage.heads import (
+    MAX_HEAD_VALUES,
     Activation,
     ActivationName,
     FrozenHead,
@@ -77,17 +78,30 @@ def frozen_head(module: Any, *, num_outputs: int, name: str) -> FrozenHead:
         name: what the config calls it, for messages.
 
     Raises:
-        TeacherError: the head cannot be expressed, or the model does not run.
+        TeacherError: the head cannot be expressed or is too large, or the model does not run.
     """
     try:
         trials = _trials(module)
     except Exception as error:
         raise TeacherError(f"teacher {name} failed on random tokens: {describe(error)}") from error
+    too_large = 0
     for reads, paths in _LAYOUTS:
         pieces = [_piece(module, path) for path in paths]
-        head = None if None in pieces else _assemble([*pieces, *_behind(module)], reads=reads, num_outputs=num_outputs)
+        if None in pieces:
+            continue
+        num_values = _num_values(pieces, num_outputs=num_outputs)
+        if num_values > MAX_HEAD_VALUES:
+            too_large = num_values
+            continue
+        head = _assemble([*pieces, *_behind(module)], reads=reads, num_outputs=num_outputs)
         if head is not None and all(trial.is_matched_by(head, num_outputs=num_outputs) for trial in trials):
             return head
+    if too_large:
+        raise TeacherError(
+            f"the head of teacher {name} ({type(module).__name__}) has {too_large:,} numbers, and one of at most "
+            f"{MAX_HEAD_VALUES:,} can be stored, so that hidden states cannot stand for its logits. Leave target.head out, or "
+            "choose soft_labels as target"
+        )
     known = "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, and causal models with one linear layer on top"
     raise TeacherError(
         f"the head of teacher {name} ({type(module).__name__}) is none that can be stored as data ({known}), so that hidden "
@@ -144,6 +158,16 @@ def _behind(module: Any) -> Iterator[_Piece]:
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is not None:
         yield SoftCap(cap=float(cap)), {}
+
+
+def _num_values(pieces: list[Any], *, num_outputs: int) -> int:
+    """Return how many numbers a head of pieces has, its last linear cut to so many outputs."""
+    found = [sum(value.numel() for value in values.values()) for _, values in pieces]
+    last = max((index for index, (operation, _) in enumerate(pieces) if isinstance(operation, Linear)), default=None)
+    if last is not None:
+        outputs = pieces[last][0].outputs
+        found[last] = found[last] // outputs * min(outputs, num_outputs)
+    return sum(found)
 
 
 def _assemble(pieces: list[Any], *, reads: Literal["every", "first"], num_outputs: int) -> FrozenHead | None:

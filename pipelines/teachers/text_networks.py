@@ -145,10 +145,23 @@ def last_linear(module: torch.nn.Module, *, num_outputs: int) -> torch.nn.Module
     return last
 
 
+def find_head(teacher: TextTeacher) -> FrozenHead:
+    """Return a teacher's head as data.
+
+    Raises:
+        TeacherError: it is none that can be stored; the message says why, and what to do.
+    """
+    if not isinstance(teacher.network, TransformersNetwork):
+        raise TeacherError(
+            f"the head of teacher {teacher.name} is inside a module of your own, which is not taken apart. Leave target.head out, "
+            "or choose soft_labels as target"
+        )
+    with teacher.lock:
+        return frozen_head(teacher.network.module, num_outputs=teacher.spec.num_classes, name=teacher.name)
+
+
 def head_of(teacher: TextTeacher) -> FrozenHead | None:
     """Return a teacher's head as data; None where it is none that can be stored."""
-    if not isinstance(teacher.network, TransformersNetwork):
-        return None
-    with teacher.lock, contextlib.suppress(TeacherError):
-        return frozen_head(teacher.network.module, num_outputs=teacher.spec.num_classes, name=teacher.name)
+    with contextlib.suppress(TeacherError):
+        return find_head(teacher)
     return None

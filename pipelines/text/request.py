@@ -31,6 +31,7 @@ def resolve_text_requests(config: ExperimentConfig, *, facts: TextTeacherFacts) 
                 shape=facts.shape,
                 max_tokens=view.length,
                 head_sha256=facts.head_sha256,
+                why_no_head=facts.why_no_head,
                 name=facts.spec.architecture,
                 key=key,
             )

@@ -141,6 +141,10 @@ def test_bad_documents_are_listed_and_limited(command, made, tmp_path):
         ({"target": {"kind": "hidden_states", "layers": [1, 3]}}, "no layer 3 of hidden_states; it has 0 to 2"),
         ({"target": {"kind": "attention", "layers": [3]}}, "no layer 3 of attention; it has 1 to 2"),
         ({"target": {"kind": "hidden_states", "layers": [1], "head": True}}, "a head reads layer 2, and layers end with 1"),
+        (
+            {"target": {"kind": "hidden_states", "layers": [2], "tokens": "first", "head": True}},
+            "reads every token, and tokens: first leaves most of them out",
+        ),
         ({"target": {"kind": "relations", "layer": 1, "num_relation_heads": 5}}, "5 heads do not divide the 32 numbers"),
     ],
 )

@@ -155,7 +155,7 @@ def test_the_digest_is_of_all_that_a_head_is():
         ((Linear(inputs=4, outputs=5, bias=True), Linear(inputs=4, outputs=2, bias=True)), "linear of 4 inputs behind 5 outputs"),
         ((Linear(inputs=4, outputs=5, bias=True), LayerNorm(width=4, eps=1e-5, bias=True)), "layer_norm of 4 inputs behind 5"),
         ((Activation(name="gelu"), Linear(inputs=4, outputs=5, bias=True)), "begins with a linear or a norm"),
-        ((Linear(inputs=2**16, outputs=2**16, bias=False),), "more than 1073741824 numbers"),
+        ((Linear(inputs=2**16, outputs=2**16, bias=False),), "4,294,967,296 numbers, more than 1,073,741,824"),
     ],
 )
 def test_operations_that_do_not_fit_are_refused(operations, problem):

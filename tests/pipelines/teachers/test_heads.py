@@ -138,6 +138,17 @@ def test_more_outputs_than_the_head_has_are_refused():
         frozen_head(make_model("LlamaForCausalLM", **GROUPED), num_outputs=VOCABULARY + 1, name="mine")
 
 
+def test_a_head_of_too_many_numbers_says_how_many_and_what_the_limit_is(monkeypatch):
+    model = make_model("LlamaForCausalLM", **GROUPED)
+    kept = VOCABULARY - 1
+    monkeypatch.setattr("pipelines.teachers.heads.MAX_HEAD_VALUES", 16 * kept)
+    assert frozen_head(model, num_outputs=kept, name="mine").spec.num_outputs == kept
+    with pytest.raises(
+        TeacherError, match=r"\(LlamaForCausalLM\) has 800 numbers, and one of at most 784 can be .* choose soft_labels as target"
+    ):
+        frozen_head(model, num_outputs=VOCABULARY, name="mine")
+
+
 def test_a_model_that_does_not_run_says_so():
     model = make_model("LlamaForCausalLM", **GROUPED)
     model.lm_head = torch.nn.Linear(9, VOCABULARY)

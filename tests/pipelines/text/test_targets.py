@@ -147,6 +147,28 @@ def test_targets_that_no_block_holds_are_refused_before_work_with_their_keys(tmp
         Bench(folder, **options, targets={"states": {"kind": "hidden_states", "layers": [1]}})
 
 
+def test_a_head_of_every_token_is_refused_with_the_first_ones_alone(tmp_path):
+    options = {"texts": ["ka"], "views": TOKENS}
+
+    def head_of(kind, *, tokens):
+        folder = save_model(tmp_path / kind, "bert" if kind == "masked_lm" else "bert_classifier")
+        targets = {"states": {"kind": "hidden_states", "layers": [2], "tokens": tokens, "head": True}}
+        return Bench(folder, kind=kind, **options, targets=targets).requests["states"].target.head_sha256
+
+    with pytest.raises(ConfigError, match=r"^targets\.states\.head: true, but the head of .* reads every token, .* tokens: all"):
+        head_of("masked_lm", tokens="first")
+    assert head_of("masked_lm", tokens="all") is not None
+    assert head_of("sequence_classifier", tokens="first") is not None
+
+
+def test_a_head_that_cannot_be_stored_is_refused_with_its_reason(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "bert", "bert")
+    targets = {"states": {"kind": "hidden_states", "layers": [2], "head": True}}
+    monkeypatch.setattr("pipelines.teachers.heads.MAX_HEAD_VALUES", 100)
+    with pytest.raises(ConfigError, match=r"^targets\.states\.head: true, but .* numbers, and one of at most 100 can be stored"):
+        Bench(folder, kind="masked_lm", texts=["ka"], views=TOKENS, targets=targets)
+
+
 def test_a_unit_that_becomes_more_sequences_than_a_part_holds_is_refused_before_the_teacher_runs(tmp_path, monkeypatch):
     folder = save_model(tmp_path / "bert", "bert")
     bench = Bench(
