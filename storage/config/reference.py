@@ -56,7 +56,8 @@ def _section(field: FieldInfo, *, path: str, depth: int, seen: dict[tuple[type[B
     variants = sections(field.annotation)
     if not variants:
         variants, path = item_sections(field.annotation), f"{path}.*"
-    if not variants:
+    # Variants of a section may share one of their own: their keys are the same ones.
+    if not variants or seen.get(variants) == path:
         return
     yield from ("", f"{'#' * depth} {path}", "", *_heading(field))
     if variants in seen:

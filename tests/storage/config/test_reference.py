@@ -44,6 +44,7 @@ def test_every_key_is_listed_or_linked():
     listed = set(re.findall(r"^\| `([a-z_.*]+)`", page, flags=re.MULTILINE))
     links = re.findall(r"^It takes the keys of \[`([a-z_.*]+)`\]\(#[a-z_]+\): `([a-z_.*]+)\.` in place", page, flags=re.MULTILINE)
     for first, other in links:
+        assert first != other, "a section refers to itself"
         listed |= {other + key.removeprefix(first) for key in listed if key.startswith(f"{first}.")}
     assert listed == dotted_keys(ExperimentConfig)
 
