@@ -34,8 +34,8 @@ and that is gone) and what to do. The file is drawn by kind, so that small kinds
 get that older one, verified in itself, and nothing is raised. Nothing else in the cache says which is newer. The tables have them in a
 column of their own.
 
-Mending: for some faults `decant label` is run for all experiments; where the same error comes twice, the files it names are
-removed and it is run again, as the error says; a tag that was lost is set again. It must end with every row right and nothing for
+Mending: for some faults `decant label` is run for all experiments; where the same error comes twice, `decant repair`, as errors
+of blocks, records and requests say; if it comes again, the files it names are removed; a tag that was lost is set again. It must end with every row right and nothing for
 `verify` to find. (A tag that was rolled back is left out: only people move tags.)
 
 The same labels, ids and float16 probabilities of 10 classes of 1,000, two views of 500 pictures, then lie in other layouts, written
@@ -118,16 +118,17 @@ def _by_file(tally: Tally) -> Table:
             name,
             sum(tally.states[name, state] for state in states),
             *(tally.states[name, state] for state in states),
-            *(tally.mended[name, how] for how in ("rerun", "removed", "not healed", "silent")),
+            *(tally.mended[name, how] for how in ("rerun", "repaired", "removed", "not healed", "silent")),
         )
         for name in names
     ]
-    total = ("all", *(sum(row[column] for row in rows) for column in range(1, 10)))  # type: ignore[misc]
+    total = ("all", *(sum(row[column] for row in rows) for column in range(1, 11)))  # type: ignore[misc]
     columns = (
         "file",
         "faults",
         *states,
         "mended by a rerun",
+        "... by decant repair",
         "... after removing what the error names",
         "not mended",
         "wrong rows",

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.engine import pipeline_options
 from pipelines.label import plan_runs, run_labels
+from pipelines.repair import repair
 from storage.cache import Cache
 from storage.catalogue import verify_label_sets
 from storage.config import ExperimentConfig
@@ -301,27 +302,33 @@ class Specimen:
         return Outcome(state=state, clear=clear if error else True, error=error, verify_finds=finds)
 
     def heal(self, fault: Fault) -> tuple[str, str]:
-        """Do what a person would: run `decant label`; where an error comes again, remove the files it names and run it again.
+        """Do what a person would: run `decant label`; where an error comes again, `decant repair`; then remove the files it names.
 
         A tag that was lost is set again: only people move tags.
 
         Returns:
-            ("rerun" or "removed", "") once everything is right, or ("silent", ...) and ("not healed", ...) with what was seen.
+            ("rerun", "repaired" or "removed", "") once everything is right, by the last of these that was needed; or ("silent",
+            ...) and ("not healed", ...) with what was seen.
         """
         with self.damaged(fault):
             seen: list[str] = []
-            removed = False
+            how = "rerun"
             for _ in range(12):
                 problem = self._rerun()
                 if problem is None:
-                    return ("removed" if removed else "rerun"), ""
+                    return how, ""
                 if problem == "silent":
                     return "silent", "; ".join(seen)
-                if problem in seen:
+                if problem in seen and how == "rerun":
+                    how = "repaired"
+                    for config in self.configs.values():
+                        with contextlib.suppress(DecantError):
+                            repair(config, options=pipeline_options([]), progress=False)
+                elif problem in seen:
                     files = [file for file in self.cache.rglob("*") if file.is_file() and str(file) in problem]
                     if not files:
                         return "not healed", problem
-                    removed = True
+                    how = "removed"
                     for file in files:
                         file.unlink()
                 seen.append(problem)
