@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import resource
@@ -16,11 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from storage import standing
+from storage.cache import Cache
 from storage.errors import FormatError
 from storage.filesystem import Store
 from storage.hashing import digest
 from storage.label_blocks import decode_label_block
 from storage.label_runs.folder import RunFolder, RunInfo
+from storage.label_set import Manifest
 from storage.parts import decode_class_means
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
 from storage.samples import decode_samples
@@ -36,12 +40,14 @@ from storage.specs import (
     ThresholdCodec,
 )
 from storage.target_blocks import decode_target_block
+from storage.upkeep import references
 from tests.storage.blocks import block_bytes
 
 SPACE_BYTES = 1 << 30
 """What reading may map, beyond what the process starts with."""
 NUM_SAMPLES, TOKENS = 8000, 2000
 NUM_ROWS = NUM_SAMPLES * TOKENS
+MANY = 4_000_000
 REQUEST = "0" * 64
 PART = "0" * 32 + ".v00000-00001"
 TEXTS = {
@@ -54,7 +60,6 @@ TEXTS = {
     "name": "a",
     "stat_token": "a",
     "digest": REQUEST,
-    "key_hashes": b"",
 }
 
 
@@ -176,6 +181,7 @@ def parquet(columns):
     return file.getvalue()
 
 
+@functools.cache
 def parts(*, num_parts, num_blocks):
     """A table of equal parts, all blocks in the last one."""
     *others, blocks = PARTS_SCHEMA
@@ -209,14 +215,34 @@ def read_run(number):
     return read
 
 
-def memo(number):
+def read_standing(data):
+    manifest = Manifest.model_construct(id="x", parts_file="parts", parts_sha256=digest(data), num_parts=MANY)
+    cache = Cache.at("memory://hostile")
+    cache.store.write("label_sets/x/parts", data)
+    if standing._read_table(cache, manifest, columns=["unit_name", "request", "tar_name"]) is None:
+        raise FormatError("here: no label set that stands")
+
+
+def read_references(data):
+    cache = Cache.at("memory://hostile")
+    cache.store.write("table", data)
+    return references._table_references(cache, "table", sha256=digest(data))
+
+
+def memo(number, *, num_samples):
     """A memo of one entry again and again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "memo"
         SourceMemo(str(path)).save([])
         schema = pq.read_schema(path)
+    texts = {**TEXTS, "key_hashes": bytes(8 * num_samples)}
+    columns = [
+        repeated(field.name, field.type, number)
+        if pa.types.is_integer(field.type)
+        else pa.array([texts[field.name]] * number, type=field.type)
+        for field in schema
+    ]
     file = io.BytesIO()
-    columns = [repeated(field.name, field.type, number).cast(field.type) for field in schema]
     pq.write_table(pa.table(columns, schema=schema), file, compression="zstd", write_statistics=False)
     return file.getvalue()
 
@@ -245,11 +271,13 @@ CASES = {
     "vectors of zeros": Case(make=vectors, read=with_origin(decode_target_block)),
     "groups wider than rows": Case(make=groups_wider_than_rows, read=with_origin(decode_target_block), taken=True),
     "classes without rows": Case(make=classes_without_rows, read=with_origin(decode_label_block), taken=True),
-    "parts": Case(make=lambda: parts(num_parts=4_000_000, num_blocks=0), read=read_parts(4_000_000)),
+    "parts": Case(make=lambda: parts(num_parts=MANY, num_blocks=0), read=read_parts(MANY)),
     "blocks of a part": Case(make=lambda: parts(num_parts=1, num_blocks=8_000_000), read=read_parts(1)),
     "parts of a run": Case(make=lambda: run(20_000_000), read=read_run(20_000_000)),
     "names of a run's parts": Case(make=lambda: run(20_000, part="0" * 100_000), read=read_run(20_000)),
-    "a memo": Case(make=lambda: memo(3_000_000), read=read_memo),
+    "a label set that stands": Case(make=lambda: parts(num_parts=MANY, num_blocks=0), read=read_standing),
+    "what a label set names": Case(make=lambda: parts(num_parts=MANY, num_blocks=0), read=read_references),
+    "a memo": Case(make=lambda: memo(16, num_samples=1 << 22), read=read_memo),
 }
 
 
