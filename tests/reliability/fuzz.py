@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import random
 import resource
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -32,13 +34,16 @@ SECONDS = 2.0
 
 _SPACE_BYTES = 2 << 30
 _NUM_PROCESSES = 2
+_MOST_CRASHES = 50
+_AT, _DIED = "at.txt", "died.txt"
 
 _METHOD = f"""\
 Valid files of every kind are changed and given to what reads them: bytes flipped, set, cut, inserted and repeated; the same with every
 checksum, seal and digest put right afterwards, so that the code behind them is reached; JSON fields replaced, dropped and added; streams
 of blocks changed below the compression; columns of tables replaced; files of folders lost and mixed up. Of blocks the result must keep
 the promises that `tests/storage/test_fuzz_decoders.py` states (sums, ranges, orders, alignment of rows and tokens). Wanted: a result or
-a `DecantError`; anything else (another exception, a crash) is a failure. The processes may map {_SPACE_BYTES >> 30} GiB beyond what they
+a `DecantError`; anything else is a failure: another exception, or a crash, which takes the process down with what it found since its
+last slice (other inputs take their place). The processes may map {_SPACE_BYTES >> 30} GiB beyond what they
 start with.
 
 *Coverage guides the search*: one input of {EVERY_GUIDED} runs under `sys.settrace`, which notes each step from line to line inside
@@ -85,20 +90,25 @@ def _fuzzers(folder: str) -> tuple[Fuzzer, ...]:
 
 
 def fuzz_all(folder: str, *, num_inputs: int, seed: int) -> dict[str, Found]:
-    """Give every target its share of so many inputs."""
+    """Give every target its share of so many inputs; a file in the folder says which is being given some."""
     fuzzers = _fuzzers(folder)
     total = sum(fuzzer.target.weight for fuzzer in fuzzers)
     rng = random.Random(seed)
-    return {
-        fuzzer.target.name: fuzzer.fuzz(num_inputs=int(num_inputs * fuzzer.target.weight / total) + 1, rng=rng)
-        for fuzzer in fuzzers
-    }
+    found = {}
+    for fuzzer in fuzzers:
+        (Path(folder) / _AT).write_text(fuzzer.target.name)
+        found[fuzzer.target.name] = fuzzer.fuzz(num_inputs=int(num_inputs * fuzzer.target.weight / total) + 1, rng=rng)
+    return found
 
 
-def _limit_memory() -> None:
+def _start(folder: str) -> None:
+    """Give this process a limit of memory, and a file that says where it was if it dies."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + _SPACE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    own = Path(folder) / str(os.getpid())
+    own.mkdir(parents=True)
+    faulthandler.enable((own / _DIED).open("w"), all_threads=False)
 
 
 def _fuzz_slice(folder: str, *, num_inputs: int, seed: int) -> Slice:
@@ -110,35 +120,66 @@ def _fuzz_slice(folder: str, *, num_inputs: int, seed: int) -> Slice:
         resident.close()
 
 
-def _fuzz_slices(
-    folder: Path, *, num_inputs: int, slices: int, processes: int, say: Callable[[str], None]
-) -> tuple[dict[str, Found], int]:
-    """Return what all processes found together, and by how much the memory of one grew since its first slice."""
-    totals: dict[str, Found] = {}
-    first: dict[int, int] = {}
-    gained = 0
-    with ProcessPoolExecutor(processes, get_context("spawn"), _limit_memory) as pool:
-        waiting = [
-            pool.submit(_fuzz_slice, str(folder), num_inputs=-(-num_inputs // slices), seed=number) for number in range(slices)
-        ]
-        for number, future in enumerate(waiting):
-            ended = future.result()
-            gained = max(gained, ended.resident_bytes - first.setdefault(ended.process, ended.resident_bytes))
-            for name, found in ended.found.items():
-                totals.setdefault(name, Found()).add(found)
-                for failure in found.failures:
-                    say(f"{name}: {failure}")
-            say(f"{number + 1} of {slices} slices, {sum(found.num_inputs for found in totals.values()):,} inputs")
-    return totals, gained
+@dataclass(kw_only=True)
+class _Slices:
+    """Slices of inputs, given to processes one after the other.
+
+    Attributes:
+        num_inputs: of each.
+        totals: what was found, by target.
+        gained_bytes: by how much the memory of a process grew since its first slice.
+    """
+
+    folder: Path
+    num_inputs: int
+    say: Callable[[str], None]
+    totals: dict[str, Found] = field(default_factory=dict)
+    gained_bytes: int = 0
+    _first: dict[int, int] = field(default_factory=dict)
+    _seen: set[Path] = field(default_factory=set)
+
+    def run(self, *, slices: int, processes: int) -> None:
+        """Run all; where a reader takes its process down, go on with other inputs in new ones."""
+        num_done = num_crashes = 0
+        while num_done < slices and num_crashes < _MOST_CRASHES:
+            with ProcessPoolExecutor(processes, get_context("spawn"), _start, (str(self.folder),)) as pool:
+                seeds = range(num_done + 1000 * num_crashes, slices + 1000 * num_crashes)
+                waiting = [pool.submit(_fuzz_slice, str(self.folder), num_inputs=self.num_inputs, seed=seed) for seed in seeds]
+                try:
+                    for future in as_completed(waiting):
+                        self._add(future.result())
+                        num_done += 1
+                        inputs = sum(found.num_inputs for found in self.totals.values())
+                        self.say(f"{num_done} of {slices} slices, {inputs:,} inputs")
+                except BrokenProcessPool:
+                    num_crashes += 1
+                    self._add_crash()
+
+    def _add(self, ended: Slice) -> None:
+        first = self._first.setdefault(ended.process, ended.resident_bytes)
+        self.gained_bytes = max(self.gained_bytes, ended.resident_bytes - first)
+        for name, found in ended.found.items():
+            self.totals.setdefault(name, Found()).add(found)
+            for failure in found.failures:
+                self.say(f"{name}: {failure}")
+
+    def _add_crash(self) -> None:
+        # The others were ended with it, and said nothing.
+        died = [path for path in self.folder.glob(f"*/{_DIED}") if path not in self._seen and path.stat().st_size]
+        self._seen |= set(died)
+        places = [((path.parent / _AT).read_text(), path.read_text()) for path in died]
+        for name, where in places or [("a process that died without a word", "")]:
+            self.totals.setdefault(name, Found()).num_failures += 1
+            self.say(f"{name}: the process died: {where}")
 
 
 def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
     """Fuzz in two processes."""
     num_inputs = 3000 if quick else NUM_INPUTS
-    totals, gained = _fuzz_slices(
-        folder, num_inputs=num_inputs, slices=2 if quick else 20, processes=1 if quick else _NUM_PROCESSES, say=say
-    )
-    return report_of(totals, num_inputs=num_inputs, gained_bytes=gained, quick=quick)
+    num_slices = 2 if quick else 20
+    slices = _Slices(folder=folder, num_inputs=-(-num_inputs // num_slices), say=say)
+    slices.run(slices=num_slices, processes=1 if quick else _NUM_PROCESSES)
+    return report_of(slices.totals, num_inputs=num_inputs, gained_bytes=slices.gained_bytes, quick=quick)
 
 
 def report_of(totals: dict[str, Found], *, num_inputs: int, gained_bytes: int, quick: bool) -> Report:
@@ -152,7 +193,7 @@ def report_of(totals: dict[str, Found], *, num_inputs: int, gained_bytes: int, q
             found.num_valid_steps,
             len(found.steps),
             found.num_kept,
-            1e6 * found.seconds / found.num_inputs,
+            1e6 * found.seconds / max(found.num_inputs, 1),
             1e3 * found.most_seconds,
             found.most_python_bytes / 2**20,
             found.most_resident_bytes / 2**20,
