@@ -96,7 +96,7 @@ def _add_label(add: Add, *, common: argparse.ArgumentParser, config: argparse.Ar
         parents=[common, config],
         text="Run the teacher on what is not labelled yet and commit the label set. Unknown options go to Beam.",
         example="decant label configs/fashion_mnist.yaml --workers 2\n"
-        "  decant label configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081 --detach",
+        "  decant label configs/imagenet22k_labels.yaml --runner=FlinkRunner --flink_master=host:8081 --detach",
     )
     label.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers)")
     label.add_argument(
@@ -156,7 +156,7 @@ def _add_doctor(add: Add, *, common: argparse.ArgumentParser) -> None:
         parents=[common],
         text="Ask this machine, and every worker of an engine, whether it could label: versions, device, memory, store, clock.\n"
         "A config says what else must be reached. Unknown options go to Beam. Exit status 1: something is in the way.",
-        example="decant doctor\n  decant doctor configs/imagenet1k_tinyvit.yaml --runner=FlinkRunner --flink_master=host:8081",
+        example="decant doctor\n  decant doctor configs/imagenet22k_labels.yaml --runner=FlinkRunner --flink_master=host:8081",
     )
     doctor.usage = "decant doctor [config] [options] [options of Beam]"
     doctor.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from storage.config import load_config
 from student_training.demo import write_configs
 from tests.trials import sst2, stories
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -68,3 +70,13 @@ def test_tinyvit_students_read_the_labels_that_are_made_for_them(size):
     assert student.source == labels.source
     assert student.training.epochs == labels.views.count
     assert (labels.target.k, labels.teacher.num_classes) == (100, 21841)
+
+
+def test_every_config_that_texts_name_is_there():
+    """In help, README, docs, other configs and code: an example that cannot be typed is none."""
+    folders = ("docs", "storage", "pipelines", "student_training", "configs")
+    files = [*ROOT.glob("*.md"), ROOT / "decant.py", ROOT / "Makefile"]
+    files += [file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in (".md", ".py", ".yaml")]
+    named = {(file, name) for file in files for name in re.findall(r"configs/(\w+\.yaml)", file.read_text(encoding="utf-8"))}
+    assert len({name for _, name in named}) > 10
+    assert [f"{file.relative_to(ROOT)}: {name}" for file, name in sorted(named) if not (CONFIGS / name).exists()] == []
