@@ -27,7 +27,7 @@ from tests.benchmarks.story_teacher import StoryTeacher, load_teacher
 
 _ANGLE_LIMIT = 5.0
 _RANKED = ranked_ways((12, 50, 300))
-_LEARNT = (FULL, *DRAWN[:2], *DRAWN[3:4], *ranked_ways((12,)), *ranked_ways((50,))[:1])
+_LEARNT = (FULL, *DRAWN[:2], *DRAWN[3:4], *ranked_ways((12,)), *ranked_ways((50, 300))[::3])
 _STATES = 64
 _RS_KD = DRAWN[0].name
 _THRESHOLD = DRAWN[1].name
