@@ -14,8 +14,9 @@ _LARGEST_BYTES = 24 << 20
 def keep_freed_memory() -> None:
     """Let glibc keep the arrays of a block for those of the next one, once a process.
 
-    A block's arrays are a few megabytes: by default glibc maps each anew, and the first write to every page of it is a fault into the
-    system, which at 100 entries a row took a third of the time of reading. It serves from the heap what is no larger than the largest
-    mapping freed so far, and keeps twice as much free memory: one large array, never touched, makes it so. Nothing changes elsewhere.
+    A block's arrays are a few megabytes: by default glibc maps each anew, and the first write to every page of it is a fault
+    into the system, which at 100 entries a row took a third of the time of reading. It serves from the heap what is no larger
+    than the largest mapping freed so far, and keeps twice as much free memory: one large array, never touched, makes it so.
+    Nothing changes elsewhere.
     """
     np.empty(_LARGEST_BYTES, dtype=np.uint8)

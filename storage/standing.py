@@ -195,9 +195,11 @@ def _read_table(cache: Cache, manifest: Manifest, *, columns: list[str]) -> pa.T
             if not set(columns) <= set(parquet.schema_arrow.names):
                 return None
             check_size(parquet, data, num_rows=manifest.num_parts, row_bytes=ROW_BYTES, columns=columns)
-            return parquet.read(columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError, ValueError):
+            table = parquet.read(columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError, ValueError, KeyError):
         return None
+    # Of a table that somebody made: a value that is missing is no name and no number.
+    return None if any(table.column(name).null_count for name in columns) else table
 
 
 def _class_means_are_whole(cache: Cache, manifest: Manifest) -> bool:
