@@ -14,6 +14,7 @@ from timm.utils.model_ema import ModelEmaV3
 from student_training.data import BatchDataset, Share, load_batches
 from student_training.identity import describe_run
 from student_training.job import Job, TrainingJob
+from student_training.left_out import DeadLetters
 from student_training.loop import TrainingLoop
 from student_training.optimization import create_optimizer, create_scheduler
 from student_training.picture_terms.job import PictureTermsJob
@@ -69,6 +70,7 @@ def build_loop(job: Job, *, accelerator: Accelerator) -> TrainingLoop:
         ema=ema,
         plan=plan,
         identity=describe_run(job),
+        dead_letters=DeadLetters(job.folder, limit=job.config.generation.dead_letter_limit, num_samples=plan.epoch_rows[0]),
     )
 
 

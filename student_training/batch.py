@@ -11,6 +11,7 @@ from torch import Tensor
 
 from storage.soft_labels import SoftLabels
 from storage.specs import Normalization
+from student_training.left_out import LeftOut
 from student_training.objective import SparseTargets
 
 
@@ -20,11 +21,14 @@ class Batch:
 
     Attributes:
         step: update, counted from 0 over all epochs.
-        keys: sample keys, for messages.
-        images: uint8 [B, 3, H, W], the student's views.
-        labels: int64 [B], hard labels, NO_LABEL where there is none.
+        keys: sample keys of the rows that are present, for messages.
+        images: uint8 [B, 3, H, W], the student's views; where a picture cannot be read, another one of the batch stands in its
+            place, so that every process has the rows it is to have.
+        labels: int64 [B], hard labels, NO_LABEL where there is none or the row is not present.
         targets: cached soft labels; None from a source alone.
         teacher_views: uint8 [B, H', W', 3], the views at the teacher's size, on the CPU; None unless a live teacher wants them.
+        present: bool [B], whether the row is of its own picture, and counts.
+        left_out: the pictures of the others.
     """
 
     step: int
@@ -33,8 +37,11 @@ class Batch:
     labels: Tensor
     targets: SparseTargets | None
     teacher_views: Tensor | None
+    present: Tensor
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
+        """Rows that count."""
         return len(self.keys)
 
     def pin_memory(self) -> Batch:
@@ -43,6 +50,7 @@ class Batch:
             self,
             images=self.images.pin_memory(),
             labels=self.labels.pin_memory(),
+            present=self.present.pin_memory(),
             targets=None if self.targets is None else self.targets.pin_memory(),
         )
 
@@ -52,6 +60,7 @@ class Batch:
             self,
             images=self.images.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            present=self.present.to(device, non_blocking=True),
             targets=None if self.targets is None else self.targets.to(device),
         )
 

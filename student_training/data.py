@@ -182,7 +182,7 @@ class PictureCollate:
 
         Raises:
             MismatchError: labels do not fit the student.
-            SampleError: a picture cannot be decoded.
+            SampleError: a picture cannot be read, and none is left out.
             ViewMismatchError: the pixels are not those of the teacher.
         """
         self._check(rows)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from storage.errors import ConfigError
@@ -13,11 +14,13 @@ from storage.sources.base import NO_LABEL
 from storage.streams.source_stream import SourceStream
 from student_training.batch import Normalizer
 from student_training.data import Share, StepDataset, load_batches
+from student_training.left_out import LeftOut
 from student_training.losses.dense import hard_cross_entropy
 from student_training.plan import plan_evaluation
 from student_training.rendering import Renderer, num_decode_threads
 from student_training.runtime import count_local_processes
 from student_training.students import Preprocessing
+from student_training.task import Evaluated, Figures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +32,27 @@ class Accuracy:
         top5: share of pictures whose label is among the five most probable classes, or all classes where there are fewer.
         cross_entropy: mean over pictures, in nats.
         num_rows: labelled pictures.
+        left_out: pictures that could not be read, over all processes.
+        num_samples: all pictures.
     """
 
     top1: float
     top5: float
     cross_entropy: float
     num_rows: int
+    left_out: tuple[LeftOut, ...] = ()
+    num_samples: int = 0
+
+    def evaluated(self) -> Evaluated:
+        """Return the figures with what was left out."""
+        figures: Figures = {
+            "top1": self.top1,
+            "top5": self.top5,
+            "cross_entropy": self.cross_entropy,
+            "num_rows": self.num_rows,
+            "num_left_out": len(self.left_out),
+        }
+        return Evaluated(figures=figures, left_out=self.left_out, num_samples=self.num_samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,22 +103,33 @@ class Evaluator:
         was_training = model.training
         model.eval()
         try:
-            totals = self._count(model, accelerator=accelerator)
+            totals, left_out = self._count(model, accelerator=accelerator)
         finally:
             model.train(was_training)
         top1, top5, cross_entropy, num_rows = accelerator.reduce(totals, reduction="sum").tolist()
+        divisor = max(num_rows, 1.0)
         return Accuracy(
-            top1=top1 / num_rows, top5=top5 / num_rows, cross_entropy=cross_entropy / num_rows, num_rows=int(num_rows)
+            top1=top1 / divisor,
+            top5=top5 / divisor,
+            cross_entropy=cross_entropy / divisor,
+            num_rows=int(num_rows),
+            left_out=tuple(sorted(gather_object(left_out), key=lambda found: found.key)),
+            num_samples=int(self.stream.block_rows(epoch=0).sum()),
         )
 
     @torch.no_grad()
-    def _count(self, model: nn.Module, *, accelerator: Accelerator) -> Tensor:
-        """Return float64 [4] of this process: hits among one and five, summed cross entropy, labelled pictures."""
+    def _count(self, model: nn.Module, *, accelerator: Accelerator) -> tuple[Tensor, list[LeftOut]]:
+        """Return what this process counted: float64 [4], hits among one and five, summed cross entropy, labelled pictures.
+
+        Beside it, the pictures that could not be read.
+        """
+        left_out: list[LeftOut] = []
         normalize = Normalizer(self.preprocessing.normalization, device=accelerator.device)
         totals = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
         for batch in load_batches(
             self._dataset(accelerator), workers=self.loader_workers, pin_memory=accelerator.device.type == "cuda"
         ):
+            left_out += batch.left_out
             on_device = batch.to(accelerator.device)
             with accelerator.autocast():
                 logits = model(normalize(on_device.images))
@@ -112,14 +141,17 @@ class Evaluator:
                 on_device.labels != NO_LABEL,
             ]
             totals += torch.stack([row.double() for row in rows]).sum(dim=1)
-        return totals
+        return totals, left_out
 
     def _dataset(self, accelerator: Accelerator) -> StepDataset:
         return StepDataset(
             self.stream,
             plan=plan_evaluation(self.stream, batch_size=self.batch_size),
             renderer=Renderer(
-                view=self.preprocessing.evaluation_view(), size=self.preprocessing.size, max_pixels=self.max_pixels
+                view=self.preprocessing.evaluation_view(),
+                size=self.preprocessing.size,
+                max_pixels=self.max_pixels,
+                leaves_out=True,
             ),
             seed=0,
             window_blocks=0,

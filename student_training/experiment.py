@@ -25,6 +25,7 @@ from storage.streams.label_stream import LabelStream
 from storage.upkeep.reading import hold_label_set
 from student_training.export import RESULT_FILE, TrainingResult
 from student_training.job import LiveTeacher, training_section
+from student_training.left_out import DEAD_LETTERS_FILE
 from student_training.output_folder import try_output
 from student_training.picture_terms.experiment import make_picture_terms_job
 from student_training.streams import build_source_stream, classes_of_source
@@ -144,6 +145,10 @@ def _finish(config: ExperimentConfig, result: TrainingResult, *, say: Callable[[
     elif result.top1 is not None:
         samples = "pictures" if result.sequences_per_second is None else "texts"
         say(f"  accuracy         {result.top1:.4f} top-1 on {result.num_evaluated:,} {samples}")
+    left_out = {"trained on": result.num_left_out, "evaluated on": result.num_left_out_of_evaluation}
+    if any(left_out.values()):
+        counts = ", ".join(f"{count:,} that would be {use}" for use, count in left_out.items() if count)
+        say(f"  left out         {counts}: pictures that cannot be read, see {Path(result.output) / DEAD_LETTERS_FILE}")
     say(f"  teacher passes   {result.teacher_passes:,}")
     say(f"  student          {result.student}")
     return asdict(result)

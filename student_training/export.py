@@ -44,6 +44,8 @@ class TrainingResult:
         already_finished: whether nothing was done because the run had been finished before.
         perplexity: exp of the cross entropy of tokens; None of classifiers and without evaluation.
         sequences_per_second: likewise, of texts; None of pictures.
+        num_left_out: pictures that training went without, since they cannot be read; dead_letters.jsonl lists them.
+        num_left_out_of_evaluation: likewise, of evaluations.
     """
 
     output: str
@@ -64,6 +66,8 @@ class TrainingResult:
     already_finished: bool
     perplexity: float | None = None
     sequences_per_second: float | None = None
+    num_left_out: int = 0
+    num_left_out_of_evaluation: int = 0
 
 
 def export_student(

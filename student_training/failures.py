@@ -28,9 +28,11 @@ def explained_failures(training: TrainingConfig, *, num_processes: int) -> Itera
     try:
         yield
     except torch.OutOfMemoryError as error:
-        share = f", {training.batch_size // num_processes:,} in each of {num_processes} processes" if num_processes > 1 else ""
+        batch_size = f"{training.batch_size:,}"
+        if num_processes > 1:
+            batch_size += f", {training.batch_size // num_processes:,} in each of {num_processes} processes"
         raise ResourceError(
-            f"the GPU has no memory left ({_shorten(str(error))}). Lower training.batch_size (now {training.batch_size:,}{share}): "
+            f"the GPU has no memory left ({_shorten(str(error))}). Lower training.batch_size (now {batch_size}): "
             "that makes it another run, for another training.output or --restart. Or free the GPU of other processes, or lower "
             f"training.evaluation.batch_size if it was evaluating, or take a larger GPU: {_GOES_ON}"
         ) from error

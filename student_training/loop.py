@@ -16,6 +16,7 @@ from torch import nn
 
 from storage.config.training import TrainingConfig
 from student_training.checkpoint import CheckpointStore
+from student_training.left_out import DeadLetters
 from student_training.meters import LossGuard, LossMeter, Throughput
 from student_training.metrics import MetricsLog
 from student_training.plan import StepPlan
@@ -42,9 +43,11 @@ class TrainingLoop:
         ema: moving average of the weights.
         plan: steps of the training.
         identity: of the run, stored with its checkpoints.
+        dead_letters: pictures that could not be read.
         step: updates done.
         teacher_passes: rows the teacher ran on, over all processes.
         figures: of the last evaluation.
+        evaluated_step: updates that had been done then; None: nothing was evaluated.
         last_losses: of the last report.
         seconds: of earlier sessions.
         samples_per_second: steady speed of an earlier session.
@@ -59,9 +62,11 @@ class TrainingLoop:
     ema: ModelEmaV3 | None
     plan: StepPlan
     identity: dict[str, Any]
+    dead_letters: DeadLetters
     step: int = 0
     teacher_passes: int = 0
     figures: Figures | None = None
+    evaluated_step: int | None = None
     last_losses: dict[str, float] | None = None
     seconds: float = 0.0
     samples_per_second: float = 0.0
@@ -106,25 +111,26 @@ class TrainingLoop:
             store: where checkpoints go.
 
         Raises:
-            DecantError: the loss is not finite, or a sample, label or view is not what it should be.
+            DecantError: the loss is not finite, a sample, label or view is not what it should be, or nothing can be written.
         """
+        # A checkpoint is written before the student is evaluated, so that what goes wrong there costs no training.
+        if self.evaluation_is_pending:
+            self._evaluate(log)
         steps_left = self.plan.num_steps - self.step
         self.throughput = Throughput(device=self.accelerator.device, skip_steps=min(10, steps_left // 4))
         self.model.train()
         for batch in batches:
             learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
             self._update(batch)
-            epoch, inside = self.plan.position(self.step)
+            _, inside = self.plan.position(self.step)
             if log is not None:
                 log.advance()
             if self.step % self.config.log_every_steps == 0 or self.step == self.plan.num_steps:
                 self._report(log, learning_rate=learning_rate)
-            if inside == 0 and self._evaluation_is_due(epoch):
-                self._evaluate(log)
             if self._checkpoint_is_due(inside):
                 self._save(store)
-        if self.figures is None:
-            self._evaluate(log)
+            if self.evaluation_is_pending:
+                self._evaluate(log)
 
     def _update(self, batch: Any) -> None:
         num_rows = self.config.batch_size / self.accelerator.num_processes
@@ -141,28 +147,42 @@ class TrainingLoop:
         self.scheduler.step_update(self.step)
         if self.ema is not None:
             self.ema.update(self.student, step=self.step)
+        if self.task.leaves_out:
+            self.dead_letters.add(batch.left_out, step=self.step)
         self.meter.add(losses)
         self.throughput.add(self.config.batch_size)
 
     def _report(self, log: MetricsLog | None, *, learning_rate: float) -> None:
-        self.guard.flush()
+        self._settle()
         self.last_losses = self.meter.report(self.accelerator)
         speed = self.throughput.lap()
         if log is not None:
             figures = {**self.last_losses, "learning_rate": learning_rate, self.speed_name: speed}
             log.write("training", step=self.step, epoch=self._epochs_done(), figures=figures)
 
-    def _evaluation_is_due(self, epochs_done: int) -> bool:
-        if self.config.evaluation is None:
+    def _settle(self) -> None:
+        """Check what was put off; every process must call it."""
+        self.guard.flush()
+        if self.task.leaves_out:
+            self.dead_letters.settle(self.accelerator)
+
+    @property
+    def evaluation_is_pending(self) -> bool:
+        """Whether the student is to be evaluated after as many updates as were done, and was not."""
+        epochs_done, inside = self.plan.position(self.step)
+        if self.config.evaluation is None or not self.task.evaluates or inside or not self.step:
             return False
-        return epochs_done % self.config.evaluation.every_epochs == 0 or self.step == self.plan.num_steps
+        due = epochs_done % self.config.evaluation.every_epochs == 0 or self.step == self.plan.num_steps
+        return due and self.evaluated_step != self.step
 
     def _evaluate(self, log: MetricsLog | None) -> None:
-        if not self.task.evaluates:
-            return
         self.guard.flush()
         with self.throughput.pause():
-            self.figures = self.task.evaluate(self.exported, accelerator=self.accelerator)
+            found = self.task.evaluate(self.exported, accelerator=self.accelerator)
+        self.dead_letters.add_evaluation(
+            found.left_out, step=self.step, num_samples=found.num_samples, accelerator=self.accelerator
+        )
+        self.figures, self.evaluated_step = found.figures, self.step
         if log is not None:
             log.write("evaluation", step=self.step, epoch=self._epochs_done(), figures=self.figures)
 
@@ -175,7 +195,7 @@ class TrainingLoop:
         return self.step == self.plan.num_steps or (step_in_epoch == 0 if every is None else self.step % every == 0)
 
     def _save(self, store: CheckpointStore) -> None:
-        self.guard.flush()
+        self._settle()
         with self.throughput.pause():
             state = {**self.state(), "identity": self.identity}
             if self.accelerator.is_main_process:
@@ -199,6 +219,8 @@ class TrainingLoop:
             "meter": self.meter.state(self.accelerator),
             "last_losses": self.last_losses,
             "accuracy": self.figures,
+            "evaluated_step": self.evaluated_step,
+            "dead_letters": self.dead_letters.state(),
             "evaluation": evaluation_settings(self.config),
             "teacher_passes": self.teacher_passes,
             "seconds": self.elapsed_seconds,
@@ -219,6 +241,8 @@ class TrainingLoop:
         self.meter.load_state(state["meter"])
         self.last_losses = state["last_losses"]
         if state["accuracy"] is not None and state["evaluation"] == evaluation_settings(self.config):
-            self.figures = state["accuracy"]
+            # Earlier releases evaluated before they saved.
+            self.figures, self.evaluated_step = state["accuracy"], state.get("evaluated_step", self.step)
+        self.dead_letters.load_state(state.get("dead_letters", []))
         if self.accelerator.process_index < len(state["generators"]):
             restore_generators(state["generators"][self.accelerator.process_index], device=self.accelerator.device)

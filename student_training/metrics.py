@@ -26,7 +26,7 @@ class MetricsLog:
     Opened at a step, it drops what was written after it, so that no step appears twice when a killed run goes on.
     """
 
-    def __init__(self, folder: Path, *, from_step: int, num_steps: int, progress: bool) -> None:
+    def __init__(self, folder: Path, *, from_step: int, num_steps: int, progress: bool, evaluates_again: bool = False) -> None:
         """Open the log.
 
         Args:
@@ -34,6 +34,7 @@ class MetricsLog:
             from_step: updates done so far.
             num_steps: updates of the whole training.
             progress: whether to show a bar, if standard error is a terminal.
+            evaluates_again: whether an evaluation of the very step is still to come.
 
         Raises:
             OutputError: nothing can be written there.
@@ -42,7 +43,7 @@ class MetricsLog:
         self._path = folder / METRICS_FILE
         with writing("the log", folder=folder):
             folder.mkdir(parents=True, exist_ok=True)
-            cut_metrics(self._path, last_step=from_step)
+            cut_metrics(self._path, last_step=from_step, evaluates_again=evaluates_again)
             self._file = self._path.open("a", encoding="utf-8")
             self._events = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=from_step + 1 if from_step else 0)
         self._bar: tqdm[Any] = tqdm(
@@ -99,11 +100,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def cut_metrics(path: Path, *, last_step: int) -> None:
-    """Drop lines of later steps and a line that was cut short; the file is replaced as a whole."""
+def cut_metrics(path: Path, *, last_step: int, evaluates_again: bool = False) -> None:
+    """Drop lines of later steps and a line that was cut short; the file is replaced as a whole.
+
+    Args:
+        path: of metrics.jsonl.
+        last_step: the last one that is kept.
+        evaluates_again: whether its evaluation is dropped, too.
+    """
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] <= last_step]
+    if evaluates_again:
+        kept = [record for record in kept if (record["kind"], record["step"]) != ("evaluation", last_step)]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     temporary.replace(path)

@@ -89,6 +89,7 @@ class Objective:
         teacher_logits: Tensor | None = None,
         num_rows: float | None = None,
         num_labelled: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return scalars `loss` and, of what is part of it, `distillation_loss` and `hard_loss`.
 
@@ -100,6 +101,7 @@ class Objective:
             num_rows: divisor of the distillation loss; None: B. Several processes share a batch, and the mean over processes of
                 their losses is that of the whole batch when each divides by its rows over the number of processes.
             num_labelled: divisor of the hard loss, likewise; None: the labelled rows of this batch.
+            present: bool [B], the rows that the distillation loss is of; None: all. Labels say it for the hard loss.
         """
         losses: dict[str, Tensor] = {}
         if self.hard_weight > 0:
@@ -108,6 +110,8 @@ class Objective:
             losses["hard_loss"] = rows.sum() / divisor.clamp(min=1e-9)
         if self.hard_weight < 1:
             rows = self._distillation_rows(student_logits, targets=targets, teacher_logits=teacher_logits)
+            if present is not None:
+                rows = rows * present
             losses["distillation_loss"] = rows.sum() * (self._scale() / (len(labels) if num_rows is None else num_rows))
         if len(losses) == 1:
             return {"loss": next(iter(losses.values())), **losses}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,7 @@ from student_training.students import (
     resolve_num_classes,
     resolve_preprocessing,
 )
-from student_training.task import Figures
+from student_training.task import Evaluated
 
 
 @dataclass(kw_only=True)
@@ -67,6 +67,11 @@ class PictureTask:
         return self.teacher is not None
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether batches go without pictures that cannot be read."""
+        return self.job.training.targets.kind != "cached"
+
+    @property
     def evaluates(self) -> bool:
         """Whether there is anything to evaluate on."""
         return self.evaluator is not None
@@ -90,9 +95,17 @@ class PictureTask:
             labels=on_device.labels,
             targets=on_device.targets,
             teacher_logits=teacher_logits,
-            num_rows=num_rows,
+            num_rows=self._count_rows(batch, num_rows=num_rows, accelerator=accelerator),
             num_labelled=self._count_labelled(on_device.labels, accelerator=accelerator),
+            present=on_device.present if self.leaves_out else None,
         )
+
+    def _count_rows(self, batch: Batch, *, num_rows: float, accelerator: Accelerator) -> float:
+        """Return the mean over processes of their rows that count, of which the distillation loss is a mean."""
+        if not self.leaves_out or self.objective.hard_weight == 1:
+            return num_rows
+        count = torch.tensor(float(len(batch)), device=accelerator.device)
+        return max(float(accelerator.reduce(count, reduction="mean")), 1e-9)
 
     def _ask_teacher(self, batch: Batch, *, device: torch.device) -> Tensor | None:
         if self.teacher is None or batch.teacher_views is None:
@@ -107,10 +120,10 @@ class PictureTask:
         count: Tensor = accelerator.reduce(count_labelled(labels), reduction="mean")
         return count
 
-    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Figures:
+    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Evaluated:
         """Return accuracies and cross entropy on the evaluation source."""
         assert self.evaluator is not None
-        return asdict(self.evaluator.run(module, accelerator=accelerator))
+        return self.evaluator.run(module, accelerator=accelerator).evaluated()
 
     def export(self, module: nn.Module, *, folder: Path, weights: Literal["trained", "ema"]) -> None:
         """Write the student as timm loads it."""
@@ -148,6 +161,7 @@ def build_picture_task(job: TrainingJob, *, accelerator: Accelerator) -> Picture
         size=preprocessing.size,
         max_pixels=job.config.generation.max_image_pixels,
         keep_teacher_views=job.teacher is not None,
+        leaves_out=training.targets.kind != "cached",
     )
     return PictureTask(
         job=job,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -9,11 +10,27 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from student_training.data import Collate
+from student_training.left_out import LeftOut
 
 B = TypeVar("B")
 
 Figures = dict[str, float]
 """What an evaluation measured, by name; `num_rows` is how many rows it looked at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """What came of an evaluation, the same on every process.
+
+    Attributes:
+        figures: see `Figures`.
+        left_out: samples that could not be read.
+        num_samples: all that were to be read.
+    """
+
+    figures: Figures
+    left_out: tuple[LeftOut, ...] = ()
+    num_samples: int = 0
 
 
 class Task(Protocol[B]):
@@ -44,6 +61,10 @@ class Task(Protocol[B]):
         """Whether every parameter is part of every loss; where some are not, processes have to be told."""
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether batches go without samples that cannot be read, and name them as `left_out`."""
+
+    @property
     def evaluates(self) -> bool:
         """Whether there is anything to evaluate on."""
 
@@ -57,7 +78,7 @@ class Task(Protocol[B]):
             accelerator: device and processes.
         """
 
-    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Figures:
+    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Evaluated:
         """Return the figures of a module, not wrapped, over all processes; its training mode is put back."""
 
     def export(self, module: nn.Module, *, folder: Path, weights: Literal["trained", "ema"]) -> None:

@@ -31,6 +31,7 @@ from student_training.failures import explained_failures
 from student_training.hard_labels import require_hard_labels
 from student_training.identity import describe_run, require_same_run
 from student_training.job import Job, LiveTeacher, make_job
+from student_training.left_out import DEAD_LETTERS_FILE
 from student_training.loop import TrainingLoop, evaluation_settings
 from student_training.metrics import METRICS_FILE, TENSORBOARD_FOLDER, MetricsLog
 from student_training.output_folder import try_output, writing
@@ -74,7 +75,9 @@ def train(
         MismatchError: the output folder holds another run, or rows do not fit.
         DivergenceError: the loss is not finite.
         CorruptError: no checkpoint is whole, or stored labels are damaged.
-        SourceError, SampleError: a picture cannot be read.
+        SourceError: a source cannot be read.
+        SampleError: a picture that was labelled cannot be read.
+        DeadLetterLimitError: of hard or live targets, or of an evaluation, more pictures cannot be read than may be.
         ViewMismatchError: the student would see other pixels than the teacher saw.
         OutputError: checkpoints, the log or the student cannot be written.
         ResourceError: a device has no memory left, or a loader process died.
@@ -109,10 +112,18 @@ def run_job(job: Job, *, resume: bool = True, progress: bool = True) -> Training
         store = CheckpointStore(job.folder / _CHECKPOINT_FOLDER, keep=job.training.keep_checkpoints)
         resumed_from_step = _resume(loop, store=store, job=job)
         log = (
-            MetricsLog(job.folder, from_step=loop.step, num_steps=loop.plan.num_steps, progress=progress)
+            MetricsLog(
+                job.folder,
+                from_step=loop.step,
+                num_steps=loop.plan.num_steps,
+                progress=progress,
+                evaluates_again=loop.evaluation_is_pending,
+            )
             if accelerator.is_main_process
             else None
         )
+        if accelerator.is_main_process:
+            loop.dead_letters.write()
         with log or nullcontext(), closing(open_batches(job, loop=loop)) as batches:
             loop.run(batches, log=log, store=store)
         result = _summarize(loop, job=job, resumed_from_step=resumed_from_step)
@@ -128,7 +139,7 @@ def _clear(job: Job, *, accelerator: Accelerator) -> None:
     """Remove what an earlier run left, and nothing else."""
     if accelerator.is_main_process:
         with writing("a folder without the earlier run", folder=job.folder):
-            for name in (RESULT_FILE, STUDENT_FILE, DESCRIPTION_FILE, METRICS_FILE):
+            for name in (RESULT_FILE, STUDENT_FILE, DESCRIPTION_FILE, METRICS_FILE, DEAD_LETTERS_FILE):
                 (job.folder / name).unlink(missing_ok=True)
         for name in (_CHECKPOINT_FOLDER, TENSORBOARD_FOLDER):
             shutil.rmtree(job.folder / name, ignore_errors=True)
@@ -210,4 +221,6 @@ def _summarize(loop: TrainingLoop, *, job: Job, resumed_from_step: int) -> Train
         already_finished=False,
         perplexity=figures.get("perplexity"),
         sequences_per_second=loop.steady_samples_per_second if loop.task.samples == "sequences" else None,
+        num_left_out=loop.dead_letters.count("training"),
+        num_left_out_of_evaluation=loop.dead_letters.count("evaluation"),
     )

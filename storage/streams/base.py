@@ -31,6 +31,7 @@ class StreamRows:
         view_digests: uint64 [rows], `storage.views.view_digest` of the pixels the teacher saw, NO_DIGEST where not stored.
         soft_labels: the cached targets; None from a source alone.
         targets: further cached targets of the same views, by their names in the experiment.
+        unreadable: why the source gave no picture of a row, by row; `images` holds no bytes there.
     """
 
     keys: list[str]
@@ -40,6 +41,7 @@ class StreamRows:
     view_digests: npt.NDArray[np.uint64]
     soft_labels: SoftLabels | None
     targets: Mapping[str, AlignedRows] = field(default_factory=dict)
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

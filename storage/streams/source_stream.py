@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from storage.errors import SourceError
+from storage.errors import SampleError, SourceError
 from storage.hashing import fingerprint, key_hash
 from storage.sources.base import NO_LABEL, Source, SourceUnit, UnitReader
 from storage.streams.base import NO_DIGEST, StreamRows
@@ -124,16 +124,16 @@ class SourceStream:
         )
 
     def read(self, *, epoch: int, block_ids: IntArray, rows: IntArray) -> StreamRows:
-        """Return rows by (block, row inside the block), in the order asked for.
+        """Return rows by (block, row inside the block), in the order asked for; those that cannot be read are named in them.
 
         Raises:
             SourceError: a unit cannot be opened.
-            SampleError: a picture cannot be read.
         """
         index = self._indexed()
         units = index.block_units[block_ids]
         offsets = index.block_starts[block_ids] + rows
         keys, images = [""] * len(units), [b""] * len(units)
+        unreadable: dict[int, str] = {}
         labels = np.empty(len(units), dtype=np.int64)
         order = np.lexsort((offsets, units))
         # Runs of one unit in position order: shards are read forwards, whatever order the epoch asks for.
@@ -143,7 +143,11 @@ class SourceStream:
             positions = index.positions[unit][offsets[run]]
             labels[run] = reader.labels[positions]
             for row, position in zip(run.tolist(), positions.tolist(), strict=True):
-                keys[row], images[row] = reader.keys[position], reader.read(position)
+                keys[row] = reader.keys[position]
+                try:
+                    images[row] = reader.read(position)
+                except SampleError as error:
+                    unreadable[row] = str(error)
         view = epoch if self._num_views is None else epoch % self._num_views
         return StreamRows(
             keys=keys,
@@ -152,6 +156,7 @@ class SourceStream:
             view_indices=np.full(len(units), view, dtype=np.int64),
             view_digests=np.full(len(units), NO_DIGEST, dtype=np.uint64),
             soft_labels=None,
+            unreadable=unreadable,
         )
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from storage.errors import MismatchError
 from storage.streams.aligned_rows import AlignedRows
 from storage.streams.base import StreamRows
 from student_training.data import PictureCollate
+from student_training.left_out import LeftOut
 from student_training.terms.interface import TargetRows
 from student_training.terms.target_rows import to_target_rows
 
@@ -25,11 +26,12 @@ class PictureTermBatch:
 
     Attributes:
         step: update, counted from 0 over all epochs.
-        keys: sample keys, for messages.
-        images: uint8 [B, 3, H, W], the student's views.
-        labels: int64 [B], hard labels, NO_LABEL where there is none.
-        attention_mask: bool [B, L], True: the student's tokens, or one where it has none.
+        keys: sample keys of the rows that are present, for messages.
+        images: uint8 [B, 3, H, W], the student's views; see `student_training.batch.Batch`.
+        labels: int64 [B], hard labels, NO_LABEL where there is none or the row is not present.
+        attention_mask: bool [B, L], True: the student's tokens, or one where it has none; False of rows that are not present.
         targets: cached targets by their names in the experiment.
+        left_out: the pictures of rows that are not present.
     """
 
     step: int
@@ -38,8 +40,10 @@ class PictureTermBatch:
     labels: Tensor
     attention_mask: Tensor
     targets: dict[str, TargetRows]
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
+        """Rows that count."""
         return len(self.keys)
 
     def pin_memory(self) -> PictureTermBatch:
@@ -80,7 +84,7 @@ class PictureTermCollate:
 
         Raises:
             MismatchError: labels do not fit the student, or rows of a target its tokens.
-            SampleError: a picture cannot be decoded.
+            SampleError: a picture cannot be read, and none is left out.
             ViewMismatchError: the pixels are not those of the teacher.
         """
         batch = self.pictures(rows, step=step, pool=pool)
@@ -90,8 +94,9 @@ class PictureTermCollate:
             keys=batch.keys,
             images=batch.images,
             labels=batch.labels,
-            attention_mask=torch.ones(len(batch), max(1, self.num_tokens), dtype=torch.bool),
+            attention_mask=batch.present[:, None].expand(-1, max(1, self.num_tokens)).contiguous(),
             targets={name: to_target_rows(found) for name, found in rows.targets.items()},
+            left_out=batch.left_out,
         )
 
     def _check(self, stored: Mapping[str, AlignedRows]) -> None:

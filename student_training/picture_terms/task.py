@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from student_training.students import (
     resolve_num_classes,
     resolve_preprocessing,
 )
-from student_training.task import Figures
+from student_training.task import Evaluated
 from student_training.terms.learner import learn
 
 
@@ -57,6 +57,11 @@ class PictureTermsTask:
         return self.module.names
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether batches go without pictures that cannot be read."""
+        return self.job.training.targets.kind != "cached"
+
+    @property
     def evaluates(self) -> bool:
         """Whether there is anything to evaluate on."""
         return self.evaluator is not None
@@ -68,11 +73,11 @@ class PictureTermsTask:
         del num_rows
         return learn(module, batch.to(accelerator.device), accelerator=accelerator)
 
-    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Figures:
+    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Evaluated:
         """Return accuracies and cross entropy on the evaluation source."""
         assert self.evaluator is not None
         assert isinstance(module, PictureLearner)
-        return asdict(self.evaluator.run(module.network, accelerator=accelerator))
+        return self.evaluator.run(module.network, accelerator=accelerator).evaluated()
 
     def export(self, module: nn.Module, *, folder: Path, weights: Literal["trained", "ema"]) -> None:
         """Write the student as timm loads it; what only the loss needs stays behind."""
@@ -111,7 +116,12 @@ def build_picture_terms_task(job: PictureTermsJob, *, accelerator: Accelerator) 
         mean_class_probs=job.mean_class_probs,
     )
     pictures = PictureCollate(
-        renderer=Renderer(view=job.view, size=preprocessing.size, max_pixels=job.config.generation.max_image_pixels),
+        renderer=Renderer(
+            view=job.view,
+            size=preprocessing.size,
+            max_pixels=job.config.generation.max_image_pixels,
+            leaves_out=training.targets.kind != "cached",
+        ),
         num_classes=num_classes,
         kind="hard",
         uses_labels=job.uses_labels,

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from storage.errors import ConfigError
 from storage.specs import MaskedTokensView
-from student_training.task import Figures
+from student_training.task import Evaluated
 from student_training.terms.interface import StudentShape
 from student_training.terms.learner import learn
 from student_training.text.collate import TextCollate
@@ -43,6 +43,7 @@ class TextTask:
     samples: Literal["images", "sequences"] = "sequences"
     runs_teacher: bool = False
     trains_all: bool = True
+    leaves_out: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,11 +60,11 @@ class TextTask:
         del num_rows
         return learn(module, batch.to(accelerator.device), accelerator=accelerator)
 
-    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Figures:
+    def evaluate(self, module: nn.Module, *, accelerator: Accelerator) -> Evaluated:
         """Return accuracy or perplexity on the evaluation source."""
         assert self.evaluator is not None
         assert isinstance(module, TextLearner)
-        return self.evaluator.run(module.student, accelerator=accelerator)
+        return Evaluated(figures=self.evaluator.run(module.student, accelerator=accelerator))
 
     def export(self, module: nn.Module, *, folder: Path, weights: Literal["trained", "ema"]) -> None:
         """Write the student as others load it; what only the loss needs stays behind."""

@@ -49,16 +49,20 @@ def run_here(pictures, folder):
 
 
 def launch(pictures, folder, *, world_size):
-    """Start processes as `accelerate launch --cpu` and `torchrun` do: with their places in the environment."""
-    script = textwrap.dedent(
+    start(
         f"""
         from pathlib import Path
         from tests.student_training.test_processes import run_here
 
         result = run_here(Path({str(pictures)!r}), Path({str(folder)!r}))
         assert result.num_evaluated == 48, result
-        """
+        """,
+        world_size=world_size,
     )
+
+
+def start(script, *, world_size, warnings="error"):
+    """Start processes as `accelerate launch --cpu` and `torchrun` do: with their places in the environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,7 +80,7 @@ def launch(pictures, folder, *, world_size):
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", script],
+            [sys.executable, "-W", warnings, "-c", textwrap.dedent(script)],
             cwd=root,
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
