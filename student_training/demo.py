@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from student_training.demo_support import Command, fresh_folder, spread, write_experiments
+from student_training.demo_support import (
+    Command,
+    fresh_folder,
+    names_of_demo,
+    say_next,
+    seeds_in_words,
+    spread,
+    write_experiments,
+)
 
 _TEST_EVERY = 4
 _LABELLED_FRACTION = 0.05
@@ -115,7 +123,7 @@ def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[st
     """Run the demo and return its figures.
 
     Args:
-        folder: where everything is written; an earlier demo there is replaced.
+        folder: where everything is written; what an earlier demo wrote there is replaced, all else is left.
         command: runs a decant command.
         num_seeds: students of each kind.
         say: takes each line a person should read.
@@ -123,7 +131,7 @@ def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[st
     Raises:
         DecantError: the folder holds something else, or a command failed.
     """
-    root = fresh_folder(folder, num_seeds=num_seeds)
+    root = fresh_folder(folder, names=names_of_demo("pictures", num_seeds=num_seeds), num_seeds=num_seeds)
     num_train, num_test = write_pictures(root / "pictures")
     files = write_configs(root, num_train=num_train)
     say(f"1/4 {num_train:,} handwritten digits to learn from, {num_test:,} to test on, in {root / 'pictures'}")
@@ -150,15 +158,10 @@ def run_demo(folder: str, *, command: Command, num_seeds: int, say: Callable[[st
     say(f"{f'student, {share}':<44}{_share(students['hard']):>24}")
     say(f"{'student, cached soft labels of all pictures':<44}{_share(students['distilled']):>24}")
     say("")
-    say(f"mean and deviation over {num_seeds} seeds; equal architecture, equal number of updates")
+    say(seeds_in_words(num_seeds))
     say(f"rows labelled: {labels['num_rows']:,}; bytes a row: {labels['bytes_per_row']:.1f}")
     say(f"teacher passes while students trained: {teacher_passes}")
-    say("")
-    say("next:")
-    say(f"  decant cache show {root / 'cache'} digits")
-    say(f"  decant cache verify {root / 'cache'}")
-    say(f"  decant label {files['distilled']}      (again: nothing is left to do)")
-    say(f"  decant train {files['distilled']} --set training.seed=7 --set training.output={root / 'my-student'}")
+    say_next(say, root=root, experiment="digits", distilled=files["distilled"])
     return {
         "teacher_top1": teacher["top1"],
         "hard_top1": students["hard"],

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from student_training.demo_support import Command, fresh_folder, spread, write_experiments
+from student_training.demo_support import (
+    Command,
+    fresh_folder,
+    names_of_demo,
+    say_next,
+    seeds_in_words,
+    spread,
+    write_experiments,
+)
 from student_training.text.word_piece import write_word_piece
 
 _TEST_EVERY = 6
@@ -118,7 +126,7 @@ def run_text_demo(folder: str, *, command: Command, num_seeds: int, say: Callabl
     """Run the demo and return its figures.
 
     Args:
-        folder: where everything is written; an earlier demo there is replaced.
+        folder: where everything is written; what an earlier demo wrote there is replaced, all else is left.
         command: runs a decant command.
         num_seeds: students of each kind.
         say: takes each line a person should read.
@@ -126,7 +134,7 @@ def run_text_demo(folder: str, *, command: Command, num_seeds: int, say: Callabl
     Raises:
         DecantError: the folder holds something else, or a command failed.
     """
-    root = fresh_folder(folder, num_seeds=num_seeds)
+    root = fresh_folder(folder, names=names_of_demo("documents", "tokenizer", num_seeds=num_seeds), num_seeds=num_seeds)
     num_train, num_test = write_documents(root / "documents")
     texts = (root / "documents/train.txt").read_text(encoding="utf-8").splitlines()
     write_word_piece(root / "tokenizer", texts=texts, vocabulary_size=_VOCABULARY_SIZE)
@@ -159,15 +167,10 @@ def run_text_demo(folder: str, *, command: Command, num_seeds: int, say: Callabl
         right = spread([100 * result["top1"] for result in results], unit=" %")
         say(f"{name:<32}{right:>22}{spread([result['perplexity'] for result in results], unit=''):>20}")
     say("")
-    say(f"mean and deviation over {num_seeds} seeds; equal architecture, equal number of updates")
+    say(seeds_in_words(num_seeds))
     say(f"sequences labelled: {labels['num_rows']:,}; bytes a sequence, its text included: {labels['bytes_per_row']:.1f}")
     say(f"teacher passes while students trained: {teacher_passes}")
-    say("")
-    say("next:")
-    say(f"  decant cache show {root / 'cache'} topics")
-    say(f"  decant cache verify {root / 'cache'}")
-    say(f"  decant label {files['distilled']}      (again: nothing is left to do)")
-    say(f"  decant train {files['distilled']} --set training.seed=7 --set training.output={root / 'my-student'}")
+    say_next(say, root=root, experiment="topics", distilled=files["distilled"])
     return {
         "teacher_perplexity": teacher["perplexity"],
         "hard_perplexity": [result["perplexity"] for result in students["hard"]],
