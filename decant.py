@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from storage.command_line import make_parser
+from storage.command_line import check_experiment_word, make_parser
 from storage.commands import run_cache_action
 from storage.errors import DecantError
 
@@ -105,6 +105,7 @@ def _of_targets(config: Any, found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _label(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
+    check_experiment_word(arguments.config, rest=beam_arguments)
     if arguments.workers is not None:
         arguments.set.append(f"generation.workers={arguments.workers}")
     config = _load(arguments)
@@ -191,6 +192,7 @@ def _audit(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _repair(arguments: argparse.Namespace, beam_arguments: list[str]) -> dict[str, Any]:
+    check_experiment_word(arguments.config, rest=beam_arguments)
     config = _load(arguments)
     try:
         from pipelines.engine import pipeline_options

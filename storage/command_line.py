@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from storage.commands import add_cache_actions, positive_number
+from storage.errors import ConfigError
 
 
 class Add(Protocol):
@@ -61,6 +64,28 @@ def make_parser() -> argparse.ArgumentParser:
     actions = cache.add_subparsers(dest="action", required=True, metavar="ACTION")
     add_cache_actions(actions, common=common, formatter=formatter)
     return parser
+
+
+def check_experiment_word(config: str, *, rest: Sequence[str]) -> None:
+    """Refuse a value of an option of Beam that was taken for the experiment: which options of Beam take values is not known here.
+
+    Args:
+        config: what was taken for the experiment.
+        rest: words that belong to no option of Decant.
+
+    Raises:
+        ConfigError: it is no file but the name of a runner, or there is a file among the rest.
+    """
+    if "://" in config or Path(config).exists():
+        return
+    found = next((word for word in rest if not word.startswith("-") and Path(word).is_file()), None)
+    if found is None and not config.lower().endswith("runner"):
+        return
+    option = next((word for word in rest if word.startswith("--") and "=" not in word), "--runner")
+    raise ConfigError(
+        f"{config} was taken for the experiment, and there is no such file. If it is the value of {option}, write "
+        f"{option}={config}, or put the experiment first: {found or 'EXPERIMENT.yaml'} {option} {config}"
+    )
 
 
 def _add_demo(add: Add, *, common: argparse.ArgumentParser) -> None:

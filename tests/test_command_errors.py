@@ -38,3 +38,19 @@ def test_one_process_of_several_speaks_for_all(monkeypatch, capsys, missing):
     other = capsys.readouterr()
     assert other.out == ""
     assert other.err == first.err.replace("decant: ", "decant (process 1): ")
+
+
+@pytest.mark.parametrize("command", ["label", "repair"])
+def test_a_runner_that_was_taken_for_the_experiment_is_named(tmp_path, capsys, command):
+    config = tmp_path / "c.yaml"
+    config.write_text("name: x")
+    assert decant.main([command, "--runner", "FlinkRunner", str(config)]) == 2
+    said = capsys.readouterr().err
+    assert "FlinkRunner was taken for the experiment, and there is no such file" in said
+    assert f"write --runner=FlinkRunner, or put the experiment first: {config} --runner FlinkRunner" in said
+    assert decant.main([command, "--flink_master", "host:8081", str(config)]) == 2
+    assert "write --flink_master=host:8081, or put" in capsys.readouterr().err
+    assert decant.main([command, "--runner", "PrismRunner", "gone.yaml"]) == 2
+    assert "write --runner=PrismRunner, or put the experiment first: EXPERIMENT.yaml" in capsys.readouterr().err
+    assert decant.main([command, str(tmp_path / "gone.yaml"), "--flink_master", "host:8081"]) == 2
+    assert "taken for the experiment" not in capsys.readouterr().err
