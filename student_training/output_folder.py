@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,7 +18,9 @@ class OutputError(DecantError):
 
 
 def try_output(folder: Path, *, unless: str) -> None:
-    """Make the folder of a run and write a byte into it.
+    """Make the folder of a run and write a byte into it; what was not there before is gone afterwards, should the run be refused.
+
+    One process does it for all of a training: it is the one that writes.
 
     Args:
         folder: of the run.
@@ -26,12 +29,18 @@ def try_output(folder: Path, *, unless: str) -> None:
     Raises:
         ConfigError: one of them does not work.
     """
-    if (folder / unless).is_file():
+    if os.environ.get("RANK", "0") != "0":
         return
     try:
+        if (folder / unless).is_file():
+            return
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(prefix=".decant-", dir=folder) as file:
             file.write(b"\0")
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
     except OSError as error:
         raise ConfigError(
             f"training.output is {str(folder)!r}, which cannot be written to ({_said(error)}), so no checkpoint could be kept; "
