@@ -126,8 +126,8 @@ def _check_head(target: HiddenStatesConfig, *, shape: FeatureShape, name: str, k
         )
     if isinstance(shape, NetworkShape) and shape.per_token and target.tokens != "all":
         raise ConfigError(
-            f"{key}.head: true, but the head of teacher {name} reads every token, and tokens: {target.tokens} leaves most of them "
-            "out, so that no logits could be made; give tokens: all, or head: false"
+            f"{key}.head: true, but the head of teacher {name} reads every token, and tokens: {target.tokens} leaves most of "
+            "them out, so that no logits could be made; give tokens: all, or head: false"
         )
 
 

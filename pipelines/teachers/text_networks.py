@@ -153,8 +153,8 @@ def find_head(teacher: TextTeacher) -> FrozenHead:
     """
     if not isinstance(teacher.network, TransformersNetwork):
         raise TeacherError(
-            f"the head of teacher {teacher.name} is inside a module of your own, which is not taken apart. Leave target.head out, "
-            "or choose soft_labels as target"
+            f"the head of teacher {teacher.name} is inside a module of your own, which is not taken apart. Leave target.head "
+            "out, or choose soft_labels as target"
         )
     with teacher.lock:
         return frozen_head(teacher.network.module, num_outputs=teacher.spec.num_classes, name=teacher.name)
