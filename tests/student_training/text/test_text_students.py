@@ -186,9 +186,7 @@ def test_students_leave_as_transformers_checkpoints(name, head, tmp_path):
     student = make_student(name, head=head).eval()
     batch = make_batch(LENGTHS, masks=False)
     expected = student(batch.input_ids, attention_mask=batch.attention_mask, wants=Wants(vectors=("query.1",))).logits
-    path = export_text_student(
-        student, folder=tmp_path, config=student_config(name, head=head), view=TOKENS, weights="trained"
-    )
+    path = export_text_student(student, folder=tmp_path, config=student_config(name, head=head), view=TOKENS, weights="trained")
     assert sorted(file.name for file in tmp_path.iterdir() if file.name != "generation_config.json") == [
         "config.json",
         "model.safetensors",
