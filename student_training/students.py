@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -10,12 +12,13 @@ from typing import Any, Literal, cast, get_args
 import timm
 import torch
 from timm.data.config import resolve_data_config
+from timm.models import load_state_dict
 from torch import nn
 
 from storage.config.students import StudentConfig
 from storage.config.training import PreprocessingConfig
 from storage.errors import ConfigError
-from storage.naming import nearest
+from storage.naming import did_you_mean, nearest
 from storage.specs import EvaluationView, Interpolation, Normalization, Size, ViewSpec
 
 _OWN_ARGUMENTS = ("num_classes", "pretrained", "checkpoint_path")
@@ -93,7 +96,7 @@ def create_student(config: StudentConfig, *, num_classes: int) -> nn.Module:
     Raises:
         ConfigError: timm does not know the name, or the arguments or weights do not fit it.
     """
-    _check_name(config.name)
+    check_name(config.name)
     taken = sorted(set(_OWN_ARGUMENTS) & set(config.kwargs))
     if taken:
         raise ConfigError(
@@ -110,9 +113,9 @@ def create_student(config: StudentConfig, *, num_classes: int) -> nn.Module:
             "state dict"
         )
     try:
-        model: nn.Module = timm.create_model(
-            config.name, pretrained=config.pretrained, checkpoint_path=config.checkpoint, num_classes=num_classes, **config.kwargs
-        )
+        model: nn.Module = timm.create_model(config.name, pretrained=config.pretrained, num_classes=num_classes, **config.kwargs)
+        if config.checkpoint is not None:
+            _load_checkpoint(model, config.checkpoint)
     except Exception as error:  # timm, torch and the hub each raise their own
         start = f" from {config.checkpoint!r}" if config.checkpoint else " with pretrained weights" if config.pretrained else ""
         raise ConfigError(
@@ -120,6 +123,16 @@ def create_student(config: StudentConfig, *, num_classes: int) -> nn.Module:
             f"{type(error).__name__}: {_shorten(str(error))}. Check training.student"
         ) from error
     return model
+
+
+def _load_checkpoint(model: nn.Module, path: str) -> None:
+    """Load weights, in timm's names or in those of the model's authors. What else the file holds is never run as code."""
+    state = load_state_dict(path, weights_only=True)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None and state.keys() != model.state_dict().keys():
+        with contextlib.suppress(Exception):  # a filter that meets weights of any other model: the error below says more
+            state = convert(dict(state), model)
+    model.load_state_dict(state)
 
 
 def resolve_preprocessing(config: PreprocessingConfig, *, model: nn.Module, view: ViewSpec) -> Preprocessing:
@@ -169,8 +182,24 @@ def _data_config(model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def _check_name(name: str) -> None:
-    if name.startswith(_HUB_SCHEMES) or timm.is_model(name.partition(".")[0]):
+def check_name(name: str) -> None:
+    """Check that timm knows a student, and the weights that its name may end with.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if name.startswith(_HUB_SCHEMES):
+        return
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        try:
+            timm.get_pretrained_cfg(name, allow_unregistered=True)
+        except RuntimeError as error:
+            known = timm.list_pretrained(f"{architecture}.*")
+            raise ConfigError(
+                f"training.student.name: timm {timm.__version__} has no weights {tag!r} of {architecture}."
+                f"{did_you_mean(name, known)} Or leave out .{tag}, for fresh weights"
+            ) from error
         return
     match = nearest(name, timm.list_models())
     hint = f"Did you mean {match!r}?" if match else "timm.list_models() lists the names it knows."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -61,12 +62,15 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
 def load_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor], *, checkpoint: str, name: str) -> None:
     """Copy a state dict into a module whose tensors it must match exactly, by name and shape.
 
-    Only counters of batch norms (`num_batches_tracked`, which old checkpoints lack and inference ignores) may be missing.
+    What does not match as it lies is put into timm's names by timm's own filter of the model, where it has one. Only counters of
+    batch norms (`num_batches_tracked`, which old checkpoints lack and inference ignores) may be missing.
 
     Raises:
         TeacherError: a tensor is missing, unexpected or of another shape; the module is left as it was.
     """
     own = module.state_dict()
+    if not _fits(own, state):
+        state = _in_names_of_timm(module, state) or state
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -84,6 +88,28 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor], *, 
         cause = _likely_cause(own, state, missing=missing, unexpected=unexpected, reshaped=reshaped)
         raise TeacherError(f"checkpoint {checkpoint} does not fit {name}, so nothing was loaded: {'; '.join(found)}. {cause}")
     module.load_state_dict({key: state.get(key, own[key]) for key in own})
+
+
+def _fits(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> bool:
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    return not missing and all(key in own and own[key].shape == state[key].shape for key in state)
+
+
+def _in_names_of_timm(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Return weights in a model's original format as timm names them; None where timm does not know how, or would alter them."""
+    convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return None
+    try:
+        converted = convert(dict(state), module)
+    except Exception:  # filters meet weights of any other model
+        return None
+    if not _is_state(converted) or not _fits(module.state_dict(), converted):
+        return None
+    # Filters also resample positions to other sizes of pictures, which would be another teacher: only names and axes may differ.
+    given = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+    altered = [one for one in converted.values() if one.untyped_storage().data_ptr() not in given and bool(one.any())]
+    return None if altered else dict(converted)
 
 
 def _read(file: Path) -> object:

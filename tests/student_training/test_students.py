@@ -42,6 +42,19 @@ def test_starts_from_a_local_checkpoint(tmp_path):
         create_student(config, num_classes=4)
 
 
+def test_starts_from_a_checkpoint_in_the_format_of_the_authors_and_never_from_code(tmp_path):
+    sizes = {"embed_dims": [16] * 4, "depths": [1] * 4, "num_heads": [1] * 4, "window_sizes": [4] * 4}
+    start = timm.create_model("tiny_vit_5m_224", num_classes=3, **sizes)
+    tables = {f"stages.{stage}.blocks.0.attn.attention_bias_idxs": torch.arange(9) for stage in (1, 2, 3)}
+    torch.save({"model": {**start.state_dict(), **tables}}, tmp_path / "original.pth")
+    config = StudentConfig(name="tiny_vit_5m_224", kwargs=sizes, checkpoint=str(tmp_path / "original.pth"))
+    model = create_student(config, num_classes=3)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in start.state_dict().items())
+    torch.save({"model": start.state_dict(), "more": StudentConfig}, tmp_path / "code.pth")
+    with pytest.raises(ConfigError, match=r"cannot be made from .*code\.pth': .*weights.only"):
+        create_student(config.model_copy(update={"checkpoint": str(tmp_path / "code.pth")}), num_classes=3)
+
+
 def test_preprocessing_takes_the_config_then_the_views_and_the_model():
     model = create_student(StudentConfig(name="test_vit", kwargs=KWARGS), num_classes=3)
     found = resolve_preprocessing(PreprocessingConfig(), model=model, view=VIEW)
