@@ -330,7 +330,8 @@ class UnitLabeller:
 
 def provenance(teacher: Teacher | TextTeacher | SharedPass) -> dict[str, str]:
     """Return what made a part, beside its identity: library versions and device. No time: equal rows give equal records."""
-    return {"device": str(teacher.device), **library_versions()}
+    # Without its number: which of several equal GPUs a worker had is chance.
+    return {"device": teacher.device.type, **library_versions()}
 
 
 def library_versions() -> dict[str, str]:

@@ -35,6 +35,10 @@ class TeacherError(DecantError):
     """A teacher that cannot be loaded or run as configured."""
 
 
+class TeacherConfigError(TeacherError, ConfigError):
+    """A teacher, or its device, that a config calls by a name nobody has."""
+
+
 class CacheError(DecantError):
     """A cache that cannot be read or written."""
 

@@ -8,6 +8,7 @@ from storage.config import ExperimentConfig, TrainingConfig
 from storage.config.labels import EvaluationViewsConfig, RandomViewsConfig
 from storage.errors import ConfigError
 from storage.specs import EvaluationView, RandomResizedCropView, Size, ViewSpec
+from student_training.students import check_name
 
 OTHER_VIEWS = "imported labels: the student sees one fixed view of each picture, not the views that the teacher saw"
 
@@ -43,6 +44,7 @@ def _default_size(training: TrainingConfig) -> Size:
     given = training.picture_student.kwargs.get("img_size")
     if isinstance(given, int):
         return (given, given)
+    check_name(training.picture_student.name)
     known = timm.get_pretrained_cfg(training.picture_student.name, allow_unregistered=True)
     if known is None:
         raise ConfigError(

@@ -12,7 +12,7 @@ from pipelines.teachers.base import Teacher, canonical_architecture, describe
 from pipelines.teachers.preprocessing import timm_preprocessing
 from pipelines.teachers.weights import load_weights, read_checkpoint
 from storage.config import TeacherConfig
-from storage.errors import TeacherError
+from storage.errors import TeacherConfigError, TeacherError
 from storage.naming import did_you_mean, nearest
 
 if TYPE_CHECKING:
@@ -71,16 +71,17 @@ def import_factory(name: str) -> Callable[..., Any]:
     """
     module_name, separator, attribute = name.partition(":")
     if not (separator and module_name and attribute):
-        raise TeacherError(
-            f"teacher factory {name!r} must be written package.module:factory, for instance my_models.teachers:vit"
+        raise TeacherConfigError(
+            f"teacher.name: teacher factory {name!r} must be written package.module:factory, for instance my_models.teachers:vit"
         )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise TeacherError(f"teacher factory {name}: importing {module_name} needs {error.name}; install it") from error
-        raise TeacherError(
-            f"teacher factory {name}: there is no module {error.name}.{did_you_mean(error.name, _sibling_modules(error.name))} "
+        raise TeacherConfigError(
+            f"teacher.name: teacher factory {name}: there is no module {error.name}."
+            f"{did_you_mean(error.name, _sibling_modules(error.name))} "
             "Install the package that holds it, or put its folder on PYTHONPATH"
         ) from error
     except Exception as error:
@@ -89,8 +90,9 @@ def import_factory(name: str) -> Callable[..., Any]:
     if not callable(factory):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         what = "nothing callable" if factory is None else f"a {type(factory).__name__}, not a callable,"
-        raise TeacherError(
-            f"teacher factory {name}: {module_name} holds {what} under {attribute!r}.{did_you_mean(attribute, names)}"
+        raise TeacherConfigError(
+            f"teacher.name: teacher factory {name}: {module_name} holds {what} under {attribute!r}."
+            f"{did_you_mean(attribute, names)}"
         )
     return factory
 

@@ -11,7 +11,7 @@ from pipelines.teachers.picture_networks import TimmNetwork
 from pipelines.teachers.preprocessing import timm_preprocessing
 from pipelines.teachers.weights import load_weights, read_checkpoint
 from storage.config import TeacherConfig
-from storage.errors import TeacherError
+from storage.errors import TeacherConfigError, TeacherError
 from storage.naming import did_you_mean
 
 _OWN_FIELDS = {"pretrained": "checkpoint", "checkpoint_path": "checkpoint", "num_classes": "num_classes"}
@@ -81,10 +81,10 @@ def _check_name(name: str) -> None:
         return
     architecture, tag = split_model_name_tag(name)
     if not is_model(architecture):
-        raise TeacherError(f"timm has no model {architecture!r}.{did_you_mean(architecture, list_models())}")
+        raise TeacherConfigError(f"teacher.name: timm has no model {architecture!r}.{did_you_mean(architecture, list_models())}")
     tagged = list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
-        raise TeacherError(f"timm has no weights {tag!r} of {architecture}.{did_you_mean(name, tagged)}")
+        raise TeacherConfigError(f"teacher.name: timm has no weights {tag!r} of {architecture}.{did_you_mean(name, tagged)}")
 
 
 def _requested_size(config: TeacherConfig) -> dict[str, Any]:

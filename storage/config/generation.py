@@ -43,7 +43,11 @@ class GenerationConfig(Config):
     )
     views_per_part: int = Field(default=8, ge=1, description="Views of a unit that are computed together and stored in one part.")
     dead_letter_limit: float = Field(
-        default=0.01, ge=0, le=1, description="Share of samples that may fail before the run fails; they are listed either way."
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of samples that may fail before the run fails, of labelling, of training on hard or live targets, or "
+        "of evaluation; they are listed either way.",
     )
     max_image_pixels: int = Field(
         default=178_956_970, ge=1, description="Larger pictures are refused as decompression bombs and become dead letters."

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from storage.config.base import Config
+from storage.config.devices import TeacherDevice
 
 PictureTeacher = Literal["timm", "transformers", "factory"]
 TextTeacher = Literal["masked_lm", "causal_lm", "sequence_classifier", "text_factory"]
@@ -39,7 +40,11 @@ class TeacherConfig(Config):
     num_classes: int | None = Field(default=None, ge=1, description="Number of classes; null: what the checkpoint's config says.")
     kwargs: dict[str, Any] = Field(default={}, description="Further arguments of the model's constructor.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Arithmetic of the forward pass.")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps. Asking for one that is not there is an error.")
+    device: TeacherDevice = Field(
+        default="auto",
+        description="auto, cpu, cuda, cuda:1, mps. Asking for one that is not there is an error. Of several GPUs of a machine, "
+        "auto and cuda give each training process (by LOCAL_RANK) and each of the local runner's workers its own.",
+    )
 
     @property
     def of_text(self) -> bool:

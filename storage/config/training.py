@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from storage.config.base import Config
+from storage.config.devices import TrainingDevice
 from storage.config.source import SourceConfig
 from storage.config.students import AnyStudentConfig, StudentConfig, TextStudentConfig
 from storage.config.terms import TermConfig
@@ -135,7 +136,7 @@ class TrainingConfig(Config):
     batch_size: int = Field(default=128, ge=1, description="Views in one update over all processes together.")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of initial weights, dropout and order.")
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="Mixed precision of training.")
-    device: str = Field(default="auto", description="auto, cpu or cuda. Asking for one that is not there is an error.")
+    device: TrainingDevice = Field(default="auto", description="auto, cpu or cuda. Asking for one that is not there is an error.")
     clip_grad_norm: float | None = Field(default=None, gt=0, description="Largest gradient norm; null: not clipped.")
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="Decay of an averaged copy of the weights; null: none.")
     loader_workers: int = Field(default=0, ge=0, description="Processes that decode pictures; 0: in the training process.")

@@ -261,14 +261,27 @@ def test_a_file_that_changes_mid_run_costs_its_unit_and_the_next_run_labels_it(c
         ({"checkpoint": "/nowhere/teacher.safetensors"}, "teacher.checkpoint /nowhere/teacher.safetensors does not exist"),
         ({"num_classes": 4}, "Likely the number of classes: set teacher.num_classes: 3"),
         ({"kwargs": {"img_size": 16, "patch_size": 4, "depth": 1}}, "of another shape"),
-        ({"name": "test_vitt"}, "timm has no model 'test_vitt'. Did you mean 'test_vit'?"),
-        ({"device": "gpu"}, "teacher.device 'gpu' is not known"),
         ({"kwargs": {"img_size": 16, "patch_size": 8, "depth": 1, "colour": 1}}, "timm cannot build test_vit"),
     ],
 )
 def test_a_teacher_that_cannot_be_loaded_is_refused(command, made, tmp_path, checkpoint, change, saying):
     ended = command("label", made(teacher={**timm_teacher(checkpoint), **change}))
     refuse(ended, status=1, saying=[saying])
+    assert not (tmp_path / "cache" / "requests").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [
+        ({"name": "test_vitt"}, "teacher.name: timm has no model 'test_vitt'. Did you mean 'test_vit'?"),
+        ({"name": "resnet18.bogus"}, "teacher.name: timm has no weights 'bogus' of resnet18."),
+        ({"kind": "factory", "name": "nowhere:vit"}, "teacher.name: teacher factory nowhere:vit: there is no module nowhere."),
+        ({"device": "gpu"}, "teacher.device: there is no device 'gpu'. Did you mean 'cpu'?"),
+    ],
+)
+def test_a_teacher_of_a_name_nobody_has_is_a_wrong_config(command, made, tmp_path, checkpoint, change, saying):
+    ended = command("label", made(teacher={**timm_teacher(checkpoint), **change}))
+    refuse(ended, status=2, saying=[saying])
     assert not (tmp_path / "cache" / "requests").exists()
 
 

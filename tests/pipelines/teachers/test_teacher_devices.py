@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from pipelines.teachers import resolve_device
+from pipelines.teachers.devices import gpu_of_process
 from storage.errors import TeacherError
 
 
@@ -27,9 +30,26 @@ def test_gpu_that_is_not_there_is_an_error(name: str) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_gpu_index_is_checked() -> None:
-    assert resolve_device("cuda") == torch.device("cuda", 0)
+    assert resolve_device("cuda") == torch.device("cuda", gpu_of_process(os.environ, num_gpus=torch.cuda.device_count()))
     with pytest.raises(TeacherError, match=r"teacher\.device is cuda:99 but torch sees"):
         resolve_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus"),
+    [
+        ({}, [0, 0, 0]),
+        ({"LOCAL_RANK": "2"}, [0, 0, 2]),
+        ({"LOCAL_RANK": "5", "WORKER_ID": "worker_1"}, [0, 1, 2]),
+        ({"WORKER_ID": "worker_1"}, [0, 1, 1]),
+        ({"WORKER_ID": "worker_3"}, [0, 1, 0]),
+        # Of another engine's workers the number says nothing of those beside it.
+        ({"WORKER_ID": "1-2"}, [0, 0, 0]),
+        ({"LOCAL_RANK": "", "WORKER_ID": "sdk-worker_1"}, [0, 0, 0]),
+    ],
+)
+def test_processes_of_a_machine_share_its_gpus(environment: dict[str, str], gpus: list[int]) -> None:
+    assert [gpu_of_process(environment, num_gpus=num) for num in (1, 2, 3)] == gpus
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is a Metal GPU")
