@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from pipelines.dead_letter_limit import SHOWN_LETTERS, describe_letter, limit_error, num_dead_rows
 from pipelines.planned_run import PlannedRun
 from pipelines.teacher_memo import TeacherMemo
 from pipelines.teachers.text_base import TextTeacher
 from pipelines.teachers.text_networks import head_of
 from pipelines.transforms import shared_teacher
-from storage.errors import CacheError, CorruptError, DeadLetterLimitError, TeacherError
+from storage.errors import CacheError, CorruptError, TeacherError
 from storage.label_set import Manifest, UsedPart, commit_label_set
 from storage.parts import PartRecord
 from storage.specs import HiddenStatesSpec
 from storage.standing import still_stands
 from storage.teacher_files import memo_name
 from storage.teacher_record import TeacherRecord
-
-_SHOWN_LETTERS = 5
 
 
 def keep_head(run: PlannedRun) -> None:
@@ -55,23 +54,19 @@ def _records(run: PlannedRun) -> Iterator[tuple[UsedPart, PartRecord]]:
             raise _lost(run, used)
         views = range(used.first_view, used.first_view + used.num_views)
         num_rows += record.num_samples * len(views)
+        num_dead += num_dead_rows(record.dead_letters, views=views)
         for letter in record.dead_letters:
             if letter.view is None or letter.view in views:
                 num_letters += 1
-                num_dead += len(views) if letter.view is None else 1
-                if num_letters <= _SHOWN_LETTERS:
-                    shown.append(f"  {used.unit_name} {letter.key}: {letter.stage}: {letter.reason}")
+                if num_letters <= SHOWN_LETTERS:
+                    shown.append(describe_letter(used.unit_name, letter))
         yield used, record
     limit = run.config.generation.dead_letter_limit
     if num_dead <= limit * num_rows:
         return
-    if num_letters > _SHOWN_LETTERS:
-        shown.append(f"  ... and {num_letters - _SHOWN_LETTERS} more")
-    raise DeadLetterLimitError(
-        f"{num_dead} of {num_rows} rows have no label, more than generation.dead_letter_limit {limit} allows; "
-        "no label set was made, what was computed is kept:\n" + "\n".join(shown) + "\n"
-        "Mend or remove these samples, or raise the limit, and run the same command again"
-    )
+    if num_letters > SHOWN_LETTERS:
+        shown.append(f"  ... and {num_letters - SHOWN_LETTERS} more")
+    raise limit_error(num_dead, num_rows=num_rows, share=limit, shown=shown)
 
 
 def _lost(run: PlannedRun, used: UsedPart) -> CacheError:

@@ -10,6 +10,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.committing import commit, keep_head
+from pipelines.dead_letter_limit import DeadLetterLimit
 from pipelines.detaching import check_detachable, confirm
 from pipelines.engine import (
     EngineLostError,
@@ -253,6 +254,7 @@ def _start(
         source=source,
         generation=generation,
         held=sorted(_held(runs)),
+        limit=_dead_letter_limit(runs),
     )
     pipeline = make_pipeline(options, workers=first.config.generation.workers, name=first.config.name)
     _ = pipeline | NameTaskFiles(files) | LabelTasks(store=seen.store, label_units=label_units, hints=hints)
@@ -269,6 +271,15 @@ def _start(
         command=command,
     )
     return _StartedRun(folder=writer.folder, info=info, pipelines=(pipeline,))
+
+
+def _dead_letter_limit(runs: Sequence[PlannedRun]) -> DeadLetterLimit:
+    # How many sequences a cut or packed text becomes shows when it is labelled, and with it what share of them is lost.
+    whole = [run.plan for run in runs if getattr(run.plan.request.view, "layout", "truncate") == "truncate"]
+    return DeadLetterLimit(
+        share=runs[0].config.generation.dead_letter_limit,
+        num_rows={plan.request.fingerprint(): plan.num_rows for plan in whole},
+    )
 
 
 def _run_to_the_end(started: _StartedRun, *, progress: bool, line_seconds: float | None) -> dict[str, RunTimes]:

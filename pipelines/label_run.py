@@ -20,7 +20,7 @@ from pipelines.label_task import LabelTask, Tasks
 from pipelines.run_times import RunTimes
 from pipelines.task_files import TaskFiles, write_tasks
 from storage.cache import Cache
-from storage.errors import CacheError, DecantError, SourceError
+from storage.errors import CacheError, DeadLetterLimitError, DecantError, SourceError
 from storage.label_runs.counting import RunCounter
 from storage.label_runs.folder import PartsTable, RunFolder, RunInfo, RunTarget
 from storage.label_runs.under_way import detached_runs, is_under_way, why_wait
@@ -154,7 +154,8 @@ def raise_reported(run: RunFolder, *, info: RunInfo, cause: Exception | None) ->
         else ""
     )
     if reports[0]["fatal"]:
-        raise DecantError(messages[0]) from cause
+        kind = DeadLetterLimitError if reports[0]["kind"] == DeadLetterLimitError.__name__ else DecantError
+        raise kind(messages[0]) from cause
     raise SourceError(
         f"{len(reports)} units could not be labelled; all others are committed:\n" + "\n".join(messages) + more
     ) from cause

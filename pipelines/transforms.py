@@ -15,6 +15,7 @@ import apache_beam as beam
 import torch
 from apache_beam.metrics import Metrics
 
+from pipelines.dead_letter_limit import DeadLetterLimit
 from pipelines.doctor.machine import cpu_threads
 from pipelines.label_task import LabelTask
 from pipelines.label_unit import LabelledUnit, UnitLabeller
@@ -28,7 +29,7 @@ from pipelines.text.labelling import TextUnitLabeller
 from pipelines.worker_check import SETUP, Expected, another_cache, check_cache
 from storage.cache import Cache
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
-from storage.errors import CacheError, DecantError, MismatchError, SourceError
+from storage.errors import CacheError, DeadLetterLimitError, DecantError, MismatchError, SourceError
 from storage.filesystem import Store
 from storage.label_runs.heartbeat import Heartbeat
 from storage.parts import PartRecord
@@ -83,6 +84,7 @@ class LabelUnits(beam.DoFn):
         source: SourceConfig,
         generation: GenerationConfig,
         held: Iterable[str] = (),
+        limit: DeadLetterLimit | None = None,
     ) -> None:
         self._cache = cache
         self._run = run
@@ -91,6 +93,7 @@ class LabelUnits(beam.DoFn):
         self._source_config = source
         self._generation = generation
         self._held = tuple(held)
+        self._limit = limit
         self._expected = Expected.of_this_process(teacher=teacher, source=source)
 
     def setup(self) -> None:
@@ -137,6 +140,10 @@ class LabelUnits(beam.DoFn):
             except SourceError as error:
                 self._report(missing[0].part.name, error, fatal=False)
                 Metrics.counter("decant", "units_failed").inc()
+            except DeadLetterLimitError as error:
+                # Of no unit: an engine that starts the job again would only lose more rows.
+                self._report(f"{SETUP}{uuid.uuid4().hex[:8]}", error, fatal=True)
+                raise
             except DecantError as error:
                 self._report(missing[0].part.name, error, fatal=True)
                 raise
@@ -154,9 +161,15 @@ class LabelUnits(beam.DoFn):
                 self._count(task, filled, record)
             yield task.part.name
             return
+        committed = []
         for task, unit in zip(tasks, label_unit(self._labeller, tasks), strict=True):
-            self._count(task, unit, self._cache.commit_part(unit.data, record=unit.record))
+            record = self._cache.commit_part(unit.data, record=unit.record)
+            self._count(task, unit, record)
+            committed += [record] if record.dead_letters else []
             yield task.part.name
+        for record in committed if self._limit is not None else ():
+            assert self._limit is not None
+            self._limit.check(self._cache, run=self._run, record=record)
 
     def _count(self, task: LabelTask, labelled: LabelledUnit, record: PartRecord) -> None:
         Metrics.counter("decant", "units_committed").inc()

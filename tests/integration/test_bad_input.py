@@ -91,22 +91,45 @@ def test_bad_samples_are_listed_with_key_stage_and_reason_and_all_others_are_lab
 
 def test_too_many_bad_samples_end_the_run_but_keep_what_was_computed(command, made, tmp_path, spoilt):
     folder, good, bad = spoilt
-    ended = command("label", made(source=folder_source(folder)))
+    config = made(source=folder_source(folder))
+    said = [
+        "rows have no label, more than generation.dead_letter_limit 0.01 allows, and the run was stopped; no label set was made"
+    ]
+    refuse(command("label", config), status=1, saying=said)
+    assert list(Cache.at(str(tmp_path / "cache")).label_set_ids()) == []
+    committed = len(list((tmp_path / "cache").rglob("*.tar")))
+    assert 0 < committed < 4
+    raised = command("label", config, "--set", "generation.dead_letter_limit=0.5", "--json").json
+    assert 0 < raised["num_computed_rows"] < raised["num_rows"]
+    assert len(labelled_rows(tmp_path / "cache")) == 2 * len(good)
     refuse(
-        ended,
+        command("label", config),
         status=1,
         saying=[
             f"{2 * len(bad)} of {2 * len(good + list(bad))} rows have no label, more than generation.dead_letter_limit 0.01 allows",
             "no label set was made, what was computed is kept",
             "blue/text.jpg: decode: not an image",
             "... and 1 more",
-            "Mend or remove these samples, or raise the limit, and run the same command again",
+            "Mend these samples where they lie, run again with --retry-dead-letters",
+            "or raise the limit, and run the same command again",
         ],
     )
-    assert list(Cache.at(str(tmp_path / "cache")).label_set_ids()) == []
-    raised = command("label", made(source=folder_source(folder)), "--set", "generation.dead_letter_limit=0.5", "--json").json
-    assert raised["num_computed_rows"] == 0
-    assert len(labelled_rows(tmp_path / "cache")) == 2 * len(good)
+
+
+def test_a_teacher_that_fails_on_half_the_pictures_ends_the_run_with_the_first_units(command, made_by_colour, tmp_path):
+    folder = tmp_path / "pictures"
+    for number in range(40):
+        (folder / "a").mkdir(parents=True, exist_ok=True)
+        colour = NAN_COLOUR if number % 2 else (number, 90, 10)
+        (folder / "a" / f"{number:02d}.png").write_bytes(plain(colour))
+    config = made_by_colour(source=folder_source(folder, unit_size=4), generation={"dead_letter_limit": 0.1})
+    ended = command("label", config, "--json")
+    assert (ended.status, ended.json["error"]) == (1, "DeadLetterLimitError")
+    assert "of 80 rows have no label, more than generation.dead_letter_limit 0.1 allows, and the run was stopped" in ended.err
+    # 4 dead rows a unit and 8 allowed: the third unit was one too many, the seven behind it were not touched.
+    assert len(list((tmp_path / "cache").rglob("*.tar"))) == 3
+    report = command("label", config, "--set", "generation.dead_letter_limit=0.5", "--json").json
+    assert (report["num_computed_rows"], report["num_dead_letters"]) == (56, 40)
 
 
 def test_the_limit_counts_rows_and_is_met_exactly(command, made, tmp_path):
