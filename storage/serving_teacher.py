@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from storage.cache import Cache
 from storage.config import ExperimentConfig, TeacherConfig
+from storage.errors import CacheError
 from storage.hashing import unseal
 from storage.label_set import LabelSet
 from storage.specs import ImportedTeacher, TeacherSpec, TextTeacherSpec
@@ -68,7 +69,7 @@ def _remembered(cache: Cache, config: TeacherConfig) -> TeacherSpec | TextTeache
         if name is None:
             return None
         memo = _Memo.model_validate_json(unseal(cache.store.read(name)) or b"")
-    except (OSError, ValidationError):
+    except (OSError, CacheError, ValidationError):  # a memo only saves time
         return None
     return memo.facts.spec if memo.name == name else None
 

@@ -155,6 +155,9 @@ def test_what_was_remembered_of_the_files_goes_before_the_record(label_set, weig
     assert problems(label_set, teacher(other))[0].startswith("teacher.checkpoint: ")
     label_set.cache.store.write(name, b"damaged")
     assert problems(recorded(label_set, None), teacher(other)) == []
+    label_set.cache.store.remove(name)
+    label_set.cache.store.write(f"{name}/in the way", b"")
+    assert problems(recorded(label_set, None), teacher(other)) == []
 
 
 def test_imported_labels_are_of_no_teacher_that_a_config_can_name(label_set, weights):
