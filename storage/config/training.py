@@ -21,8 +21,8 @@ class CachedTargetsConfig(Config):
     kind: Literal["cached"] = Field(description="Soft labels and other targets from the cache.")
     label_set: str | None = Field(
         default=None,
-        description="Name or id of the label set, whose teacher's files may then be others than `teacher` says; null: the one this "
-        "config's labels make.",
+        description="Name or id of the label set, whose teacher's files may then be others than `teacher` says; null: the one "
+        "this config's labels make.",
     )
     label_sets: dict[str, str] | None = Field(
         default=None,
