@@ -109,7 +109,5 @@ def test_a_full_gpu_names_what_to_lower(pictures, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     config = make_config(pictures, tmp_path, targets={"kind": "live"}, epochs=1)
-    with pytest.raises(
-        ResourceError, match=r"no memory left \(CUDA out .*\)\. Lower training.batch_size \(now 8\).*checkpoint"
-    ):
+    with pytest.raises(ResourceError, match=r"no memory left \(CUDA out .*\)\. Lower training.batch_size \(now 8\).*checkpoint"):
         train(config, stream=source_stream(pictures, num_views=1), view=VIEW, num_classes=3, teacher=teacher)

@@ -183,7 +183,10 @@ def test_a_loss_that_is_not_a_number_stops_before_anything_is_written(pictures, 
         ({"precision": "fp16"}, "CPUs do not train in"),
         ({"output": "s3://bucket/run"}, "local folder"),
         ({"student": {"name": "test_vitt"}}, "Did you mean 'test_vit'"),
-        ({"student": {"name": "resnet18.bogus"}}, r"student.name: timm .* has no weights 'bogus' of resnet18\..*Or leave out .bogus"),
+        (
+            {"student": {"name": "resnet18.bogus"}},
+            r"student.name: timm .* has no weights 'bogus' of resnet18\..*Or leave out .bogus",
+        ),
         (
             {"student": {"name": "test_vit", "kwargs": {"dynamic_img_size": False}}},
             r"cannot take pictures of 16 x 16 .*default is 160 x 160",
