@@ -73,6 +73,7 @@ def test_damage_is_refused(labeller, damage):
         {"num_rows": [-1]},
         {"more": [1]},
         {"num_rows": None},
+        {"request": None},
     ],
 )
 def test_a_table_that_somebody_made_up_is_refused(labeller, changes):
