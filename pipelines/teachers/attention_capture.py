@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from storage.attention_window import attention_window
 from storage.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def install(module: Any, *, name: str) -> bool:
                     key=key,
                     value=value,
                     causal=bool(getattr(layer, "is_causal", False) if is_causal is None else is_causal),
-                    window=_window(layer, given=kwargs),
+                    window=attention_window(layer, given=kwargs),
                 )
         return sdpa_attention_forward(layer, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **kwargs)
 
@@ -102,21 +103,6 @@ def install(module: Any, *, name: str) -> bool:
             "give another model"
         )
     return True
-
-
-def _window(layer: Any, *, given: Mapping[str, Any]) -> int | None:
-    """Return how far a layer's tokens see, by what it hands to its attention, or else by its config; None: without limit."""
-    if "sliding_window" in given:
-        found = given["sliding_window"]
-        return int(found) if found else None
-    config = getattr(layer, "config", None)
-    kinds, index = getattr(config, "layer_types", None), getattr(layer, "layer_idx", None)
-    kind = kinds[index] if kinds and index is not None else None
-    if kind == "full_attention":
-        return None
-    # Chunks let tokens see less than a window as long does, and as much where a sequence is no longer than one.
-    found = getattr(config, "attention_chunk_size" if kind == "chunked_attention" else "sliding_window", None)
-    return int(found) if found else None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ and, inside `capturing`, keeps what it was given. A hook on the projections woul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from storage.attention_window import attention_window
 
 ATTENTION = "decant_capture"
 """Name of the attention that can be captured."""
@@ -65,22 +67,8 @@ def _attend(
         layers.append({name: heads.transpose(1, 2).flatten(2) for name, heads in vectors.items()})
     windows = _windows.get()
     if windows is not None:
-        windows.append(_window(module, given=options))
+        windows.append(attention_window(module, given=options))
     return _SDPA(module, query, key, value, attention_mask, scaling=scaling, **options)
-
-
-def _window(layer: Any, *, given: Mapping[str, Any]) -> int | None:
-    """Return how far a layer's tokens see, by what it hands to its attention, or else by its config; None: without limit."""
-    if "sliding_window" in given:
-        found = given["sliding_window"]
-        return int(found) if found else None
-    config = getattr(layer, "config", None)
-    kinds, index = getattr(config, "layer_types", None), getattr(layer, "layer_idx", None)
-    kind = kinds[index] if kinds and index is not None else None
-    if kind == "full_attention":
-        return None
-    found = getattr(config, "attention_chunk_size" if kind == "chunked_attention" else "sliding_window", None)
-    return int(found) if found else None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attend)

@@ -7,142 +7,33 @@ import shutil
 import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import decant
 from pipelines import transforms
-from pipelines.label import plan_run, run_label
 from pipelines.repair import repair
-from pipelines.teachers import LOADERS
 from storage.cache import Cache
-from storage.errors import CorruptError, FormatError, MismatchError
-from storage.hashing import canonical_json, key_hash, seal, unseal
-from storage.label_set import LabelSet, commit_label_set, label_set_id
-from storage.sources import open_source
-from storage.streams.label_stream import LabelStream
+from storage.errors import FormatError, MismatchError
+from storage.hashing import canonical_json, seal, unseal
+from storage.label_set import LabelSet
 from storage.verify import verify
 from tests.pipelines.networks import DRIFT
+from tests.pipelines.repair.damage import (
+    DAMAGES,
+    OTHERS,
+    PARTS,
+    check_quarantine,
+    check_whole,
+    config_at,
+    damaged_bytes,
+    find,
+    flip,
+    label,
+)
 from tests.pipelines.support import (
     colour_teacher,
-    config_of,
-    experiment,
-    folder_source,
     save_teacher,
     snapshot,
-    timm_teacher,
-    write_config,
-    write_folder,
 )
-
-
-@pytest.fixture(autouse=True)
-def _as_in_a_new_process():
-    transforms._teachers.clear()
-    yield
-    transforms._teachers.clear()
-
-
-@pytest.fixture(scope="session")
-def pristine(tmp_path_factory):
-    """12 pictures in 3 units with 2 views, labelled: a copy of a folder and where it lay. The teacher's memo is in the cache."""
-    root = tmp_path_factory.mktemp("labelled")
-    folder = root / "here"
-    write_folder(folder / "pictures", per_class=4)
-    save_teacher(folder / "teacher.safetensors")
-    label(config_at(folder))
-    transforms._teachers.clear()
-    shutil.copytree(folder, root / "copy")
-    return root / "copy", folder
-
-
-@pytest.fixture
-def folder(pristine):
-    """The folder as it was, to be damaged; at the same place each time, which the manifest tells."""
-    copy, folder = pristine
-    shutil.rmtree(folder)
-    shutil.copytree(copy, folder)
-    return folder
-
-
-def data_at(folder, **sections):
-    return experiment(
-        cache=folder / "cache",
-        source=folder_source(folder / "pictures", unit_size=4),
-        teacher=sections.pop("teacher", timm_teacher(folder / "teacher.safetensors")),
-        **sections,
-    )
-
-
-def config_at(folder, **sections):
-    return config_of(data_at(folder, **sections))
-
-
-def label(config):
-    return run_label(plan_run(config, progress=False), progress=False)
-
-
-@pytest.fixture
-def loads(monkeypatch):
-    counted = []
-    for kind, load in list(LOADERS.items()):
-        monkeypatch.setitem(LOADERS, kind, lambda config, kind=kind, load=load: (counted.append(kind), load(config))[1])
-    return counted
-
-
-def find(folder, pattern, *, number=0):
-    return sorted((folder / "cache").glob(pattern))[number]
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 0x10
-    path.write_bytes(bytes(data))
-
-
-def swap(path):
-    """Another file of its kind in its place."""
-    other = next(file for file in sorted(path.parent.glob(f"*{path.suffix}")) if file not in (path, path.with_name("spec.json")))
-    path.write_bytes(other.read_bytes())
-
-
-DAMAGES = {
-    "flip": flip,
-    "truncate": lambda path: path.write_bytes(path.read_bytes()[:-700]),
-    "empty": lambda path: path.write_bytes(b""),
-    "delete": lambda path: path.unlink(),
-    "append": lambda path: path.write_bytes(path.read_bytes() + b"more"),
-    "swap": swap,
-}
-PARTS = {"tar": "requests/*/*.tar", "record": "requests/*/*.v*.json"}
-OTHERS = {
-    "manifest": "label_sets/*/manifest.json",
-    "table": "label_sets/*/parts-*.parquet",
-    "means": "label_sets/*/class_means-*.block",
-    "spec": "requests/*/spec.json",
-    "name": "names/tiny.json",
-}
-
-
-def check_whole(folder, before):
-    """The cache holds the bytes it held, apart from what was set aside."""
-    assert snapshot(folder / "cache") == before
-    assert verify(LabelSet.open(Cache.at(str(folder / "cache")), name_or_id="tiny")).problems == ()
-
-
-def check_quarantine(folder, found, damaged):
-    """What was set aside is all there, with the reason."""
-    if not damaged:
-        assert found["quarantine"] is None
-        return
-    aside = folder / "cache" / found["quarantine"]
-    assert set(json.loads((aside / "why.json").read_text())) == set(damaged)
-    for name, data in damaged.items():
-        assert (aside / name).read_bytes() == data
-
-
-def damaged_bytes(folder, *paths):
-    return {str(path.relative_to(folder / "cache")): path.read_bytes() for path in paths if path.exists()}
 
 
 def test_with_nothing_damaged_nothing_is_done_and_no_teacher_is_loaded(folder, loads):
@@ -335,91 +226,3 @@ def test_a_manifest_that_is_lost_and_a_config_that_changed_since_are_told_apart(
     assert found["label_set"] != known
     assert f"the name points at {known}, which was of another source or config" in found["text"]
     assert found["problems"] == []
-
-
-def rows_of(config):
-    """Every row of both views as a student gets it."""
-    opened = LabelSet.open(Cache.at(config.cache), name_or_id=config.name)
-    stream = LabelStream(opened, source=open_source(config.source))
-    found = []
-    for view in range(opened.manifest.num_views):
-        for block, count in enumerate(stream.block_rows(epoch=view).tolist()):
-            rows = stream.read(epoch=view, block_ids=np.full(count, block), rows=np.arange(count))
-            found += zip(rows.keys, rows.soft_labels.densify().tolist(), strict=True)
-    return found
-
-
-def repaired_by_command(folder):
-    """Run `decant repair CONFIG` as the errors say."""
-    return decant.main(["repair", write_config(folder / "config.json", data_at(folder))])
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_readers_stop_at_a_damaged_tar_with_its_name_and_the_command_that_mends_it(folder, damage):
-    config, path = config_at(folder), find(folder, PARTS["tar"], number=1)
-    expected, before = rows_of(config), snapshot(folder / "cache")
-    DAMAGES[damage](path)
-    if damage in {"append", "truncate"}:
-        # What lies behind the blocks of rows is found by those who read every byte.
-        assert rows_of(config) == expected
-    else:
-        with pytest.raises(CorruptError, match=f"{path}.*; run decant repair CONFIG, with the config that made these labels"):
-            rows_of(config)
-    assert decant.main(["cache", "verify", str(folder / "cache")]) == 1
-    assert repaired_by_command(folder) == 0
-    assert rows_of(config) == expected
-    check_whole(folder, before)
-
-
-def test_a_run_stops_at_a_damaged_record_with_its_name_and_the_command_that_mends_it(folder):
-    wider, path = config_at(folder, views=3), find(folder, PARTS["record"])
-    before = path.read_bytes()
-    flip(path)
-    with pytest.raises(CorruptError, match=f"{path}.*; run decant repair CONFIG, with the config that made these labels"):
-        label(wider)
-    assert repaired_by_command(folder) == 0
-    assert path.read_bytes() == before
-    # What was computed before the run met the record stays.
-    assert label(wider).num_computed_rows == 0
-    assert len(rows_of(wider)) == 36
-
-
-def test_a_damaged_request_is_refused_with_its_name_and_the_command_that_mends_it(folder):
-    path, before = find(folder, OTHERS["spec"]), snapshot(folder / "cache")
-    flip(path)
-    with pytest.raises(CorruptError, match=f"{path}.*; run decant repair CONFIG, with the config that made these labels"):
-        Cache.at(str(folder / "cache")).request(path.parent.name)
-    assert repaired_by_command(folder) == 0
-    check_whole(folder, before)
-
-
-def test_rows_of_a_writer_at_fault_are_found_and_mended_though_every_checksum_is_right(folder, monkeypatch):
-    config = config_at(folder)
-    expected = rows_of(config)
-    shutil.rmtree(folder / "cache")
-    monkeypatch.setattr("storage.parts.key_hash", lambda keys: key_hash([*keys, "one more"]))
-    label(config)
-    monkeypatch.undo()
-    with pytest.raises(CorruptError, match="is not of the samples .* that its part lists; run decant repair CONFIG"):
-        rows_of(config)
-    assert repaired_by_command(folder) == 0
-    assert rows_of(config) == expected
-
-
-def test_a_label_set_that_names_parts_of_other_labels_is_mended_by_labelling_again(folder, loads):
-    config = config_at(folder)
-    expected, tiny = rows_of(config), LabelSet.open(Cache.at(config.cache), name_or_id="tiny").manifest
-    warm = config_at(folder, target={"k": 2, "generation_temperature": 2.0}).model_copy(update={"name": "warm"})
-    run = plan_run(warm, progress=False)
-    run_label(run, progress=False)
-    transforms._teachers.clear()
-    loads.clear()
-    parts = list(zip(run.plan.parts, run.cache.find_parts(used.part for used in run.plan.parts), strict=True))
-    identity = label_set_id(request=tiny.request.fingerprint(), parts=run.plan.parts)
-    options = {"num_views": tiny.num_views, "classes": tiny.classes, "source": tiny.source}
-    commit_label_set(run.cache, identity=identity, name="tiny", request=tiny.request, parts=parts, **options)
-    with pytest.raises(CorruptError, match="is of other labels: target.generation_temperature is 2.0.*; run decant label again"):
-        rows_of(config)
-    assert label(config).num_computed_rows == 0
-    assert rows_of(config) == expected
-    assert loads == []
