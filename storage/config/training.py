@@ -48,7 +48,7 @@ class HardTargetsConfig(Config):
 class LiveTargetsConfig(Config):
     """Targets from the teacher itself, run in every step. For comparison only."""
 
-    kind: Literal["live"] = Field(description="The teacher runs in every step, for comparison.")
+    kind: Literal["live"] = Field(description="The teacher runs in every step, for comparison; of pictures alone.")
 
 
 TargetsConfig = Annotated[CachedTargetsConfig | HardTargetsConfig | LiveTargetsConfig, Field(discriminator="kind")]
