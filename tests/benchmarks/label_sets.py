@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import torch
 
 from pipelines.extraction import ExtractedBatch
 from pipelines.label_unit import provenance
@@ -91,7 +92,7 @@ def _write_part(cache: Cache, *, part: PartSpec, unit: UnitLabels, request: Requ
         class_means=sum(batch.probability_sums for batch in unit.views) / max(statistics.num_rows, 1),
         dead_letters=(),
         statistics=statistics,
-        provenance=provenance(cast(Teacher, SimpleNamespace(device="cpu"))),
+        provenance=provenance(cast(Teacher, SimpleNamespace(device=torch.device("cpu")))),
     )
     return cache.commit_part(data, record=record)
 
