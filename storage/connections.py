@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fsspec
@@ -116,8 +117,9 @@ class PatientFileSystem:
         """
         fs = self._current()
         if self._s3 and not getattr(fs, "anon", False):
-            # A signed URL is made without a request, but not without credentials.
-            self._patient(fs.sign)(f"{path.rstrip('/')}/any")
+            # A signed URL is made without a request, but not without credentials. That it is made says nothing of the store.
+            with _credentials_needed():
+                fs.sign(f"{path.rstrip('/')}/any")
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         """Return the bytes of a file, or those of [start, end) that it has.
@@ -158,16 +160,22 @@ class PatientFileSystem:
     def _patient(self, action: Callable[..., Any], *, done: tuple[type[Exception], ...] = ()) -> Callable[..., Any]:
         @functools.wraps(action)
         def patient(*arguments: Any, **options: Any) -> Any:
-            try:
+            with _credentials_needed():
                 return retried(
                     lambda: action(*arguments, **options), patience=self._patience, health=self._fs.decant_health, done=done
                 )
-            except Exception as error:
-                if type(error).__name__ != "NoCredentialsError":  # botocore's, which a cache on disk does not need
-                    raise
-                raise MissingCredentialsError(errno.EACCES, _NO_CREDENTIALS) from error
 
         return patient
+
+
+@contextlib.contextmanager
+def _credentials_needed() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "NoCredentialsError":  # botocore's, which a cache on disk does not need
+            raise
+        raise MissingCredentialsError(errno.EACCES, _NO_CREDENTIALS) from error
 
 
 def _again(fs: fsspec.AbstractFileSystem, patience: Patience) -> PatientFileSystem:
