@@ -38,8 +38,8 @@ value is the teacher's distribution give the full gradient and noise that averag
 another gradient, however large the batch. The angle is that of the gradient of ONE batch with respect to ALL parameters of a student to
 the gradient that the whole distribution gives, the norm ratio theirs; so the angle of drawn labels depends on the batch, and on how far
 the student is: near its goal little is left to point at. The batch has {num_positions:,} positions (the paper's have several hundred
-thousand). All labels go through extraction, codec and the losses that training uses; bytes are of their blocks, token ids not counted.
-"All classes" is the float16 of the dense codec, and the reference.
+thousand, too); "a third" is the angle of the first {num_first:,} of them, from which the trained student learned. All labels go through
+extraction, codec and the losses that training uses; bytes are of their blocks, token ids not counted. "All classes" is the float16 of the dense codec, and the reference.
 
 Stories: {story}. Student: the last 8 tokens, embeddings side by side, one hidden layer of 256. Text: drawn from the teacher, {train:,}
 positions to learn from and {held:,} held back. "Untrained" is the student at its random start, "trained" after {num_steps} steps on
@@ -54,6 +54,7 @@ for all. Measured on text held back: cross entropy of its tokens, and KL(teacher
 @dataclass(frozen=True, kw_only=True)
 class _Size:
     num_blocks: int = 32
+    num_more_blocks: int = 64
     num_held_back: int = 6
     block_sequences: int = 32
     num_tokens: int = 129
@@ -64,7 +65,15 @@ class _Size:
 
 
 _QUICK = _Size(
-    num_blocks=2, num_held_back=1, block_sequences=4, num_tokens=17, num_steps=3, num_seeds=1, large_rows=24, num_repeats=2
+    num_blocks=2,
+    num_more_blocks=2,
+    num_held_back=1,
+    block_sequences=4,
+    num_tokens=17,
+    num_steps=3,
+    num_seeds=1,
+    large_rows=24,
+    num_repeats=2,
 )
 
 
@@ -73,12 +82,14 @@ def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
     size = _QUICK if quick else _Size()
     teacher = load_teacher()
     say(f"text by {teacher.origin}")
-    blocks, held_back = _text(teacher, size=size)
+    all_blocks, held_back = _text(teacher, size=size)
+    blocks = all_blocks[: size.num_blocks]
     ways = (*DRAWN, *_RANKED)
     say("storing")
-    stored = _store_all(blocks, ways=(*ways, FULL))
+    stored = _store_all(all_blocks, ways=(*ways, FULL))
     say("gradients of an untrained student")
-    at_start = batch_gradients(NeighbourModel(teacher.num_classes, seed=0), blocks=blocks, stored=stored)
+    untrained = NeighbourModel(teacher.num_classes, seed=0)
+    _, at_start = batch_gradients(untrained, blocks=all_blocks, stored=stored, num_first=size.num_blocks)
     learned: dict[str, Learned] = {}
     for way in (None, *_LEARNT):
         name = "hard labels" if way is None else way.name
@@ -86,21 +97,22 @@ def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
         learned[name] = _learn(None if way is None else stored[way.name], blocks=blocks, held_back=held_back, size=size)
     say("gradients of a trained student")
     trained = _trained(stored[FULL.name], blocks=blocks, size=size)
-    after = batch_gradients(trained, blocks=blocks, stored=stored)
+    third, after = batch_gradients(trained, blocks=all_blocks, stored=stored, num_first=size.num_blocks)
     say("gradients over a large vocabulary")
     large = text_logits().first(size.large_rows)
     states = hidden_states(large.values.astype(np.float32), width=min(_STATES, size.large_rows // 2))
     large_gradients = linear_gradients(
         large.values.astype(np.float32), states=states, ways=ways, num_repeats=size.num_repeats, num_steps=20
     )
-    num_positions = sum(len(block.next_tokens) for block in blocks)
+    num_learned, num_positions = (sum(len(block.next_tokens) for block in some) for some in (blocks, all_blocks))
     return Report(
         name="sampling",
         title="Drawn labels",
         method=_METHOD.format(
             num_positions=num_positions,
+            num_first=num_learned,
             story=teacher.origin,
-            train=num_positions,
+            train=num_learned,
             held=sum(len(block.next_tokens) for block in held_back),
             num_steps=size.num_steps,
             large=large.origin,
@@ -111,7 +123,7 @@ def run(*, quick: bool, folder: Path, say: Callable[[str], None]) -> Report:
             num_seeds=size.num_seeds,
         ),
         tables=(
-            _gradient_table(ways, stored=stored, at_start=at_start, after=after),
+            _gradient_table(ways, stored=stored, at_start=at_start, third=third, after=after),
             _large_table(ways, logits=torch.from_numpy(large.values.astype(np.float32)), gradients=large_gradients),
             _learning_table(learned, stored=stored),
         ),
@@ -148,7 +160,7 @@ def _goals(at_start: dict[str, Gradient], *, after: dict[str, Gradient], learned
 
 def _text(teacher: StoryTeacher, *, size: _Size) -> tuple[list[TextBlock], list[TextBlock]]:
     """Return blocks to learn from and blocks held back."""
-    num_blocks = size.num_blocks + size.num_held_back
+    num_blocks = size.num_blocks + size.num_more_blocks + size.num_held_back
     tokens = teacher.write(num_sequences=num_blocks * size.block_sequences, num_tokens=size.num_tokens, seed=0)
     blocks = [text_block(part, logits=teacher.logits) for part in np.split(tokens, num_blocks)]
     return blocks[size.num_held_back :], blocks[: size.num_held_back]
@@ -193,6 +205,7 @@ def _gradient_table(
     *,
     stored: dict[str, list[StoredTargets]],
     at_start: dict[str, Gradient],
+    third: dict[str, Gradient],
     after: dict[str, Gradient],
 ) -> Table:
     rows: list[tuple[Cell, ...]] = [
@@ -204,10 +217,11 @@ def _gradient_table(
             at_start[way.name].norm_ratio,
             after[way.name].angle,
             after[way.name].norm_ratio,
+            third[way.name].angle,
         )
         for way in ways
     ]
-    columns = ("stories", "bytes", "classes", "untrained: angle", "norm ratio", "trained: angle", "norm ratio")
+    columns = ("stories", "bytes", "classes", "untrained: angle", "norm ratio", "trained: angle", "norm ratio", "a third")
     return Table(title="Gradients, small vocabulary", columns=columns, rows=tuple(rows))
 
 

@@ -85,23 +85,27 @@ def compare_gradients(gradients: dict[str, Tensor], *, reference: Tensor) -> dic
 
 
 def batch_gradients(
-    student: nn.Module, *, blocks: Sequence[TextBlock], stored: Mapping[str, Sequence[StoredTargets]]
-) -> dict[str, Gradient]:
-    """Return the gradient of one batch of all blocks with respect to all parameters, for every way of storing targets.
+    student: nn.Module, *, blocks: Sequence[TextBlock], stored: Mapping[str, Sequence[StoredTargets]], num_first: int
+) -> tuple[dict[str, Gradient], dict[str, Gradient]]:
+    """Return the gradient with respect to all parameters, for every way of storing targets: of two batches.
 
     Args:
         stored: the targets of every block by way; those of all classes are among them.
+        num_first: blocks of the smaller batch, which the first ones are; the other batch is all blocks.
     """
     parameters = list(student.parameters())
     size = sum(parameter.numel() for parameter in parameters)
     sums = {name: torch.zeros(size, dtype=torch.float64) for name in stored}
+    found = []
     for index, block in enumerate(blocks):
         logits = student(block.contexts)
         for name, targets in stored.items():
             gradient = torch.autograd.grad(targets[index].loss(logits), parameters, retain_graph=True)
             sums[name] += torch.cat([part.flatten() for part in gradient]).double()
-    reference = sums.pop(FULL.name)
-    return compare_gradients(sums, reference=reference)
+        if index + 1 in (num_first, len(blocks)):
+            others = {name: gradient for name, gradient in sums.items() if name != FULL.name}
+            found.append(compare_gradients(others, reference=sums[FULL.name]))
+    return found[0], found[-1]
 
 
 def hidden_states(logits: npt.NDArray[np.float32], *, width: int) -> npt.NDArray[np.float64]:
