@@ -22,7 +22,8 @@ class LengthGroups:
     """Rows of one epoch: those of a window sorted by length and cut into batches, the batches in random order.
 
     A pure function of (seed, epoch) and of the stored lengths, as the order that it regroups. A batch that two windows share
-    takes the longest rows of the one and the shortest of the next.
+    takes the longest rows of the one and the shortest of the next. What is left of an epoch fills no batch and is dropped by
+    trainings: rows of any length, as they were mixed, since the longest would be left out every time.
     """
 
     def __init__(self, order: EpochOrder, *, batch_size: int, lengths: Lengths) -> None:
@@ -63,11 +64,15 @@ class LengthGroups:
 
     def _regrouped(self, lengths: IntArray, *, index: int, first: int) -> IntArray:
         """Return int64 [rows of the window], which row comes where."""
-        # Stable, so that rows of one length stay as they were mixed.
-        by_length = np.argsort(lengths, kind="stable").astype(np.int64)
         size = self._batch_size
-        head = min(-first % size, len(lengths))
-        num_whole = (len(lengths) - head) // size
+        in_batches = self._order.num_rows - self._order.num_rows % size
+        num_kept = min(max(in_batches - first, 0), len(lengths))
+        # Stable, so that rows of one length stay as they were mixed.
+        by_length = np.argsort(lengths[:num_kept], kind="stable").astype(np.int64)
+        head = min(-first % size, num_kept)
+        num_whole = (num_kept - head) // size
         whole = by_length[head : head + num_whole * size].reshape(num_whole, size)
         chosen = permutation(num_whole, seed=self._order.seed, epoch=self._order.epoch, stream=_STREAM + index)
-        return np.concatenate([by_length[:head], whole[chosen].reshape(-1), by_length[head + num_whole * size :]])
+        behind = by_length[head + num_whole * size :]
+        left = np.arange(num_kept, len(lengths), dtype=np.int64)
+        return np.concatenate([by_length[:head], whole[chosen].reshape(-1), behind, left])
