@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from storage.sources.compression import content, is_compressed, without_suffix
 from storage.sources.documents import file_endings, refuse_equal_names
 from storage.sources.files import expand_files, open_store, reaching, unit_token
 from storage.sources.image_folder import READ_AHEAD, READ_THREADS, file_problem
+from storage.sources.unit_cuts import unit_ranges
 
 
 class DocumentFilesSource:
-    """Plain text, one document a file, `unit_size` of them a unit.
+    """Plain text, one document a file, at most `unit_size` of them a unit.
 
     The key is the file's name below the source's path, without the ending of its compression.
     """
@@ -44,21 +47,20 @@ class DocumentFilesSource:
         refuse_equal_names(files)
         units: list[SourceUnit] = []
         start = 0
-        while start < len(files):
-            root = files[start].root
-            stop = start + 1
-            while stop < min(start + self._config.unit_size, len(files)) and files[stop].root == root:
-                stop += 1
-            names = [file.name for file in files[start:stop]]
-            identity = [names, self._config.max_document_bytes]
-            units.append(
-                SourceUnit(
-                    name=f"{start:05d}-{stop:05d}",
-                    locator={"root": root, "files": names},
-                    stat_token=unit_token(identity, tokens=[file.token for file in files[start:stop]]),
+        for root, of_root in groupby(files, key=attrgetter("root")):
+            found = list(of_root)
+            names = [file.name for file in found]
+            for place in unit_ranges(names, unit_size=self._config.unit_size, ends=self._config.unit_ends):
+                of_unit = names[place.start : place.stop]
+                tokens = [file.token for file in found[place.start : place.stop]]
+                units.append(
+                    SourceUnit(
+                        name=f"{start:05d}-{start + len(of_unit):05d}",
+                        locator={"root": root, "files": of_unit},
+                        stat_token=unit_token([of_unit, self._config.max_document_bytes], tokens=tokens),
+                    )
                 )
-            )
-            start = stop
+                start += len(of_unit)
         return units
 
     def read(self, unit: SourceUnit) -> Iterator[Sample]:

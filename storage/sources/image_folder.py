@@ -19,6 +19,7 @@ from storage.naming import did_you_mean
 from storage.sources.base import NO_LABEL, Sample, SourceUnit
 from storage.sources.checks import key_problem, load_classes
 from storage.sources.files import open_store, reaching, unit_token, walk
+from storage.sources.unit_cuts import unit_ranges
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff")
 """Files with other endings are no pictures and are skipped; upper case counts the same."""
@@ -50,7 +51,7 @@ class ImageFolderSource:
         return self._classes
 
     def units(self) -> list[SourceUnit]:
-        """List the pictures, `unit_size` of them a unit, in key order within each path; names count pictures over all paths.
+        """List the pictures, at most `unit_size` a unit, in key order within each path; names count pictures over all paths.
 
         Raises:
             SourceError: nothing is found, a class folder is unknown or empty, a picture lies outside the class folders.
@@ -64,8 +65,8 @@ class ImageFolderSource:
         start = 0
         for root, listing in zip(roots, listings, strict=True):
             fs, path = open_store(root)
-            for first in range(0, len(listing.keys), self._config.unit_size):
-                keys = listing.keys[first : first + self._config.unit_size]
+            for place in unit_ranges(listing.keys, unit_size=self._config.unit_size, ends=self._config.unit_ends):
+                keys = listing.keys[place.start : place.stop]
                 picture_labels = [labels[key.split("/", 1)[0]] if labels is not None else NO_LABEL for key in keys]
                 units.append(
                     SourceUnit(

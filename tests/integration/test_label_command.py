@@ -23,6 +23,7 @@ from tests.pipelines.support import (
     ROOT,
     colour_teacher,
     folder_source,
+    picture,
     shard_bytes,
     snapshot,
 )
@@ -115,6 +116,21 @@ def test_new_shards_are_computed_and_old_ones_reused(command, made, tmp_path):
     (shards / "001.tar").write_bytes(shard_bytes(range(6, 10)))
     again = command("label", config, "--json").json
     assert (again["num_rows"], again["num_computed_rows"], again["num_units"]) == (20, 8, 2)
+
+
+@pytest.mark.parametrize(("ends", "num_computed_rows"), [("count", 41), ("keys", 4)])
+def test_a_new_picture_costs_its_unit_where_keys_say_where_units_end(command, made, tmp_path, ends, num_computed_rows):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:03d}.png").write_bytes(picture(number % 3, number))
+    source = folder_source(folder, unit_size=8, labelled=False, unit_ends=ends)
+    config = made(source=source, views={"kind": "evaluation"})
+    assert command("label", config, "--json").json["num_computed_rows"] == 40
+    (folder / "001b.png").write_bytes(picture(1, 41))
+    again = command("label", config, "--json").json
+    assert (again["num_rows"], again["num_computed_rows"]) == (41, num_computed_rows)
+    assert command("cache", "verify", tmp_path / "cache").status == 0
 
 
 def test_a_moved_source_and_a_renamed_experiment_compute_nothing(command, made, tmp_path, pictures, loads):

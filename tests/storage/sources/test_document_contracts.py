@@ -166,3 +166,10 @@ class TestTextFiles(SourceContract):
 
     def spoil(self, root, items, *, position, config):
         delete(f"{root}/{self.name(items[position])[0]}")
+
+
+class TestTextFilesByKeys(TestTextFiles):
+    """Units end where the names say so."""
+
+    def write(self, root, items):
+        return super().write(root, items).model_copy(update={"unit_ends": "keys"})

@@ -26,6 +26,11 @@ class TestContract(SourceContract):
         delete(f"{root}/{self.expected_key(items[position])}")
 
 
+class TestUnitsByKeysContract(TestContract):
+    def write(self, root, items):
+        return super().write(root, items).model_copy(update={"unit_ends": "keys"})
+
+
 def config(path, **kwargs):
     return ImageFolderConfig(kind="image_folder", path=str(path), **kwargs)
 
