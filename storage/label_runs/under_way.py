@@ -50,9 +50,13 @@ def is_under_way(snapshot: Snapshot) -> bool:
 
 
 def release_ended(store: Store, *, requests: Set[str]) -> None:
-    """Take away the holds of detached runs of some requests that have ended, so that gc need not wait for two weeks."""
+    """Take away the holds of detached runs of some requests that have ended, so that gc need not wait for two weeks.
+
+    Not of those whose label sets nobody has committed yet: no other file names the parts that wait for that.
+    """
     for follower, snapshot in detached_runs(store, requests=requests):
-        if snapshot.state.ended:
+        label_sets = (target.label_set for target in snapshot.info.targets)
+        if snapshot.state.ended and all(store.exists(f"label_sets/{one}/manifest.json") for one in label_sets):
             release_hold(store, run=follower.run.name)
 
 
