@@ -60,24 +60,25 @@ def dead_rows(record: PartRecord, *, of_text: bool = False) -> npt.NDArray[np.bo
 def retry_tasks(
     cache: Cache, *, parts: Iterable[UsedPart], units: Mapping[str, IndexedUnit], of_text: bool = False
 ) -> list[LabelTask]:
-    """Return a task for every committed part that has dead letters which are worth another try."""
-    tasks = []
+    """Return a task for every committed part that has dead letters which are worth another try.
+
+    One for a part that is used twice, around views that another part has.
+    """
+    tasks: dict[PartSpec, LabelTask] = {}
     for used in parts:
         record = cache.find_part(used.part)
         if record is None or not record.dead_letters:
             continue
         num_dead_rows = int(dead_rows(record, of_text=of_text).sum())
         if num_dead_rows:
-            tasks.append(
-                LabelTask(
-                    unit=units[used.unit_name].unit,
-                    part=used.part,
-                    num_samples=units[used.unit_name].num_samples,
-                    replaces=record.tar_name,
-                    num_dead_rows=num_dead_rows,
-                )
+            tasks[used.part] = LabelTask(
+                unit=units[used.unit_name].unit,
+                part=used.part,
+                num_samples=units[used.unit_name].num_samples,
+                replaces=record.tar_name,
+                num_dead_rows=num_dead_rows,
             )
-    return tasks
+    return list(tasks.values())
 
 
 def retry(labeller: UnitLabeller, task: LabelTask, *, data: bytes, record: PartRecord) -> LabelledUnit | None:

@@ -103,7 +103,8 @@ class _RequestParts:
             hashes.append(name_hashes(names))
             digits = pc.utf8_slice_codeunits(names, start=0, stop=_MOST_DIGITS).to_pylist()
             places.append(np.array([int(one, 16) for one in digits], dtype=np.uint16))
-        order = np.argsort(np.concatenate(hashes))
+        # A part that two units, or two targets, share stands here once.
+        order = np.unique(np.concatenate(hashes), return_index=True)[1]
         replaced = table.filter(pc.is_valid(table.column("replaces")))
         return cls(
             folder=folder,
@@ -111,7 +112,7 @@ class _RequestParts:
             rows=table.column("num_rows").to_numpy()[order],
             places=np.concatenate(places)[order],
             retried=pc.is_valid(table.column("replaces")).to_numpy(zero_copy_only=False)[order],
-            done=np.zeros(table.num_rows, dtype=np.bool_),
+            done=np.zeros(len(order), dtype=np.bool_),
             replaced=dict(zip(replaced.column("part").to_pylist(), replaced.column("replaces").to_pylist(), strict=True)),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,18 @@ def test_a_retry_gives_the_labels_of_a_run_that_never_failed(tmp_path, monkeypat
     # The old tars are kept: other label sets may name them.
     after = snapshot(healthy.cache)
     assert {name: after[name] for name in before if name.endswith(".tar")}.items() <= before.items()
+
+
+def test_a_part_that_is_used_twice_is_tried_again_once(tmp_path):
+    config = make_config(tmp_path)
+    label(config)
+    run = plan_run(config, progress=False)
+    units = {indexed.unit.name: indexed for indexed in run.units}
+    # Lent for views on both sides of those that another part has.
+    parts = [replace(used, first_view=view, num_views=1) for used in run.plan.parts for view in (0, 1)]
+    twice, once = (retrying.retry_tasks(run.cache, parts=of, units=units) for of in (parts, run.plan.parts))
+    assert twice == once
+    assert len(once) == 2
 
 
 def test_a_second_retry_finds_nothing_to_do(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from storage.errors import SourceError
 from storage.filesystem import Store
 from storage.label_runs import counting
 from storage.label_runs.counting import RunCounter
-from storage.label_runs.folder import PartsTable, RunFolder
+from storage.label_runs.folder import PartsTable, RunFolder, new_run_name
 from storage.sources import index_source
 from tests.storage.caches import make_labeller, make_request
 from tests.storage.label_runs.made import start_run
@@ -175,6 +175,23 @@ def test_a_damaged_record_counts_as_a_part_and_has_no_letters(labeller):
     labeller.cache.store.write(labeller.cache.record_name(record.part), b"damaged")
     counts = counter_of(run).look()
     assert (counts.num_done_parts, counts.num_records) == (1, 0)
+
+
+def test_a_part_that_stands_there_twice_is_done_once(labeller):
+    # Of two units without samples, or tried again for a target that stores it and for one that it is lent to.
+    first = start_run(labeller)
+    record = first.commit(0)
+    table = PartsTable()
+    for part, replaces in [(first.parts[0], record.tar_name), (first.parts[1], None)] * 2:
+        table.add(request=part.request, part=part.name, num_rows=7, replaces=replaces)
+    folder = RunFolder(store=labeller.cache.store, name=new_run_name())
+    counter = RunCounter(folder, parts=table.finish())
+    folder.store.write(f"{folder.path}/uncured/{record.part.request}.{record.part.name}.json", b"{}")
+    counts = counter.look()
+    assert (counts.num_parts, counts.num_rows, counts.num_done_parts, counts.done) == (2, 14, 1, False)
+    first.commit(1)
+    counts = counter.look()
+    assert (counts.num_done_parts, counts.num_done_rows, counts.done) == (2, 14, True)
 
 
 def test_parts_that_are_tried_again_are_done_when_they_are_replaced_or_cannot_be_cured(labeller):
