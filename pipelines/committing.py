@@ -122,4 +122,5 @@ def _is_enough(run: PlannedRun, manifest: Manifest) -> bool:
     # A letter may be of all views of its sample; which ones are, only the records say.
     most_dead_rows = manifest.num_dead_letters * manifest.num_views
     num_rows = manifest.num_samples * manifest.num_views
-    return most_dead_rows <= run.config.generation.dead_letter_limit * num_rows and still_stands(run.cache, manifest)
+    few_enough = most_dead_rows <= run.config.generation.dead_letter_limit * num_rows
+    return few_enough and run.source.classes in (None, manifest.classes) and still_stands(run.cache, manifest)

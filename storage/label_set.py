@@ -379,13 +379,17 @@ def commit_label_set(
 
 
 def _stands(cache: Cache, manifest: Manifest) -> bool:
-    """Return whether a label set that exists already is whole and names the parts that are committed now.
+    """Return whether a label set that exists already is whole, and names the parts and the classes of now, where these are known.
 
-    It names others when parts were lost and made anew: their bytes may differ on another device.
+    It names other parts when some were lost and made anew: their bytes may differ on another device. What its classes are called
+    is no part of any identity.
     """
     try:
-        return LabelSet.open_id(cache, label_set=manifest.id).manifest.parts_sha256 == manifest.parts_sha256
+        there = LabelSet.open_id(cache, label_set=manifest.id)
+        if there.manifest.class_means_file is not None:
+            there.class_means()
     except FormatError:
         raise
     except CorruptError:
         return False
+    return there.manifest.parts_sha256 == manifest.parts_sha256 and manifest.classes in (None, there.manifest.classes)

@@ -16,9 +16,9 @@ from pipelines.label import plan_run, run_label
 from pipelines.plan import make_plan
 from storage.cache import Cache
 from storage.errors import CacheError, DeadLetterLimitError
-from storage.label_set import commit_label_set
+from storage.label_set import LabelSet, commit_label_set
 from storage.part_listing import PartListing, name_hashes, within
-from tests.pipelines.support import colour_teacher, config_of, experiment, folder_source, write_folder
+from tests.pipelines.support import colour_teacher, config_of, experiment, folder_source, shard_bytes, write_folder
 from tests.pipelines.test_plan import REQUEST, commit, plan, unit, wider
 
 WIDE = wider(2)
@@ -231,6 +231,23 @@ def test_a_label_set_that_gc_took_in_between_is_committed_anew(config, tmp_path)
     with pytest.raises(CacheError, match="is not committed although the pipeline ended; run the same command again"):
         run_label(planned, progress=False)
     assert run_label(plan_run(config, progress=False), progress=False).num_computed_rows == 8
+
+
+def test_classes_that_are_called_otherwise_now_are_so_in_a_label_set_that_stands(tmp_path):
+    (tmp_path / "0.tar").write_bytes(shard_bytes(range(6)))
+
+    def called(*names):
+        source = {"kind": "webdataset", "path": str(tmp_path / "0.tar"), "classes": names}
+        return config_of(experiment(cache=tmp_path / "cache", source=source, teacher=colour_teacher()))
+
+    def manifest_of(config):
+        report = run_label(plan_run(config, progress=False), progress=False)
+        return report.num_computed_rows, LabelSet.open(Cache.at(config.cache), name_or_id="tiny").manifest
+
+    num_rows, first = manifest_of(called("blue", "gren", "red"))
+    assert (num_rows, first.classes) == (12, ("blue", "gren", "red"))
+    num_rows, second = manifest_of(called("blue", "green", "red"))
+    assert (num_rows, second.id, second.classes) == (0, first.id, ("blue", "green", "red"))
 
 
 def test_a_lower_limit_of_dead_letters_counts_for_a_label_set_that_stands(config, tmp_path):

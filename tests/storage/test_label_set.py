@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.blocks import decode_block, encode_block
 from storage.cache import Cache
 from storage.codecs import RankedLabels
 from storage.errors import CacheError, CorruptError, FormatError, MismatchError
 from storage.hashing import canonical_json, digest, seal, unseal
-from storage.label_set import LabelSet, UsedPart, label_set_id
+from storage.label_set import LabelSet, UsedPart, commit_label_set, label_set_id
 from storage.parts_table import PARTS_SCHEMA, read_parts_table
 from storage.sources import index_source
 from storage.specs import PartSpec
@@ -29,6 +30,26 @@ DEAD = frozenset({("ant/001.jpg", None), ("cat/016.jpg", 1)})
 @pytest.fixture
 def labeller(tmp_path):
     return make_labeller(tmp_path, dead=DEAD)
+
+
+def parts_of(labeller, label_set):
+    """The parts of a label set of two views with their records."""
+    for row in label_set.parts.to_pylist():
+        part = PartSpec(request=row["request"], unit_digest=row["unit_digest"], first_view=0, num_views=2)
+        yield UsedPart(unit_name=row["unit_name"], part=part, first_view=0, num_views=2), labeller.cache.find_part(part)
+
+
+def commit(labeller, used, *, classes):
+    return commit_label_set(
+        labeller.cache,
+        identity=label_set_id(request=labeller.request.fingerprint(), parts=[part for part, _ in used]),
+        name="tiny",
+        request=labeller.request,
+        parts=iter(used),
+        num_views=2,
+        classes=classes,
+        source={},
+    )
 
 
 def test_a_committed_label_set_opens_again(labeller):
@@ -85,6 +106,33 @@ def test_another_name_points_at_the_same_label_set(labeller):
     second = labeller.label(name="two")
     assert second.manifest.id == first.manifest.id
     assert LabelSet.open(labeller.cache, name_or_id="two").manifest.name == "one"
+
+
+def test_classes_are_called_as_the_newest_run_calls_them(labeller):
+    first = labeller.label()
+    used = list(parts_of(labeller, first))
+    renamed = commit(labeller, used, classes=("emmet", "bee", "cat"))
+    assert (renamed.manifest.id, renamed.manifest.classes) == (first.manifest.id, ("emmet", "bee", "cat"))
+    assert renamed.manifest == LabelSet.open(labeller.cache, name_or_id="tiny").manifest
+    # Who knows no names takes none away.
+    assert commit(labeller, used, classes=None).manifest == renamed.manifest
+
+
+def test_lost_class_means_that_another_zstd_had_written_are_made_again(labeller):
+    first = labeller.label()
+    store, manifest = labeller.cache.store, first.manifest
+    data = store.read(f"{first.folder}/{manifest.class_means_file}")
+    header, streams = decode_block(data, origin="test", read_header=lambda header: (header, {"logs0": 10, "logs1": 10}))
+    other = encode_block({**header, "by": "another"}, streams)
+    name = f"class_means-{digest(other)[:16]}.block"
+    assert name != manifest.class_means_file
+    changed = manifest.model_copy(update={"class_means_file": name, "class_means_sha256": digest(other)})
+    store.write(f"{first.folder}/manifest.json", seal(canonical_json(changed.model_dump(mode="json"))))
+    store.remove(f"{first.folder}/{manifest.class_means_file}")
+    with pytest.raises(CorruptError, match=f"{name} is missing; run decant label again"):
+        LabelSet.open(labeller.cache, name_or_id="tiny").class_means()
+    assert labeller.label().manifest == manifest
+    assert LabelSet.open(labeller.cache, name_or_id="tiny").class_means().sum() == pytest.approx(1, abs=5e-3)
 
 
 def test_names_follow_the_newest_label_set(labeller):
