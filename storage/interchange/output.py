@@ -95,6 +95,19 @@ class ExportFolder:
             )
         if not self._force:
             raise CacheError(f"{self.url} holds an export already; give another path, or --force to replace it")
+        others = found - {SUMMARY, *self._exported()}
+        if others:
+            raise CacheError(
+                f"{self.url} holds {len(others)} files that are not of the export there, such as {min(others)!r}, and would lose "
+                "them with it; move them away, or give another path"
+            )
+
+    def _exported(self) -> set[str]:
+        """Return the files that the export which lies there says it has; none where it cannot be read."""
+        try:
+            return set(json.loads(self._fs.cat_file(self._path(SUMMARY)))["files"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return set()
 
     def _clear(self) -> None:
         """Remove an earlier export from an object store, its summary first: without it nothing looks complete."""

@@ -15,6 +15,7 @@ from storage.label_set import LabelSet
 from storage.narrowing import narrow
 from storage.samples import SampleTable
 from storage.soft_labels import SoftLabels
+from storage.specs import MaskedTokensView, TokensView
 from storage.streams.block_places import BlockPlace, BlockPlaces
 
 
@@ -50,8 +51,13 @@ class RowReader:
         """Return a reader of the given views; None: of all.
 
         Raises:
-            MismatchError: the label set has no such view, or none is asked for.
+            MismatchError: the label set has no such view, or none is asked for, or it is of texts.
         """
+        if isinstance(label_set.manifest.request.view, TokensView | MaskedTokensView):
+            raise MismatchError(
+                f"label set {label_set.manifest.name!r} is of texts, whose rows go with tokens that no layout holds; choose one "
+                "of pictures, or read it with storage.streams.text_stream.TextLabelStream"
+            )
         num_views = label_set.manifest.num_views
         chosen = tuple(range(num_views)) if views is None else tuple(sorted(set(views)))
         beyond = [view for view in chosen if not 0 <= view < num_views]

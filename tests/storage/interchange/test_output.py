@@ -19,6 +19,15 @@ from storage.interchange.output import INCOMPLETE, SUMMARY, ExportFolder
 from storage.label_set import LabelSet
 from tests.storage.caches import read_tree
 from tests.storage.interchange.label_sets import make_label_set, rows_of
+from tests.storage.text_caches import (
+    CLASS_LABELS,
+    MASKED,
+    MASKED_LABELS,
+    PLAIN,
+    draw_documents,
+    make_text_labeller,
+    make_text_request,
+)
 
 LAYOUTS = ("parquet", "webdataset", "tinyvit")
 
@@ -75,6 +84,22 @@ def test_an_export_is_replaced_only_when_told_to(places, where):
     fill_folder(url, content=b"22", force=True)
     assert read_tree(url)["a"] == b"22"
     assert set(around(url)) == {"out/a", "out/deep/b", f"out/{SUMMARY}"}
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_what_lies_beside_an_export_is_not_removed_with_it(places, where):
+    url = places[where]
+    fill_folder(url)
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.makedirs(f"{root}/runs", exist_ok=True)
+    fs.pipe_file(f"{root}/runs/student.pt", b"weeks")
+    before = read_tree(url)
+    with pytest.raises(CacheError, match="holds 1 files that are not of the export there, such as 'runs/student.pt'"):
+        fill_folder(url, content=b"22", force=True)
+    assert read_tree(url) == before
+    fs.pipe_file(f"{root}/{SUMMARY}", b"cut off")
+    with pytest.raises(CacheError, match="holds 3 files that are not of the export there"):
+        fill_folder(url, content=b"22", force=True)
 
 
 def test_an_export_that_fails_while_it_replaces_another_keeps_it(places):
@@ -177,6 +202,16 @@ def test_views_that_are_not_there_are_refused(tmp_path, views):
     label_set = make_label_set(tmp_path / "cache", units=[["a"]])
     with pytest.raises(MismatchError, match="has views 0 to 1, asked for were"):
         export_labels(label_set, url=str(tmp_path / "out"), layout="parquet", views=views)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("view", "target"), [(MASKED, MASKED_LABELS), (PLAIN, CLASS_LABELS)])
+def test_labels_of_texts_are_refused_as_what_they_are(tmp_path, layout, view, target):
+    request = make_text_request(view=view, target=target, kind="sequence_classifier" if target is CLASS_LABELS else "masked_lm")
+    label_set = make_text_labeller(tmp_path, documents=draw_documents(num=4), request=request).label()
+    with pytest.raises(MismatchError, match="is of texts, whose rows go with tokens that no layout holds"):
+        export_labels(label_set, url=str(tmp_path / "out"), layout=layout)
     assert not (tmp_path / "out").exists()
 
 
