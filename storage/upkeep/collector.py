@@ -139,8 +139,16 @@ class Collector:
         return {named.label_set: name for name, named in names.items()}
 
     def _came_meanwhile(self, name: str, named: NamedLabelSet) -> bool:
-        """Return whether a label set that was not listed was committed since, or the name has moved on."""
-        return self.cache.store.exists(f"label_sets/{named.label_set}/manifest.json") or self.cache.find_name(name) != named
+        """Return whether a label set that was not listed is there all the same, and counts from now on, or the name has moved on.
+
+        It was committed since, or its folder is a link to another disk, which no listing follows.
+        """
+        try:
+            manifest = self.cache.store.look(f"label_sets/{named.label_set}/manifest.json")
+        except FileNotFoundError:
+            return self.cache.find_name(name) != named
+        self._known[named.label_set] = LabelSetFiles(label_set=named.label_set, files=(manifest,))
+        return True
 
     def _references_of(self, found: LabelSetFiles) -> References:
         try:

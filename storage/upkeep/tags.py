@@ -13,6 +13,7 @@ from typing import Any
 from storage.cache import Cache, NamedLabelSet
 from storage.errors import CacheError, FormatError, MismatchError
 from storage.label_set import LabelSet
+from storage.upkeep.reading import hold_label_set
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ID_LIKE = re.compile(r"[0-9A-Fa-f]{8,}")
@@ -64,18 +65,21 @@ def set_tag(url: str, *, label_set: str, name: str, force: bool = False) -> dict
         force: also where the name points at another label set already, or is an experiment's.
 
     Raises:
-        CacheError: the name cannot be a tag, or is taken.
+        CacheError: the name cannot be a tag, or is taken; or the label set was removed meanwhile.
     """
     check_tag(name)
     cache = Cache.at(url)
-    identity = LabelSet.open(cache, name_or_id=label_set).manifest.id
+    opened = LabelSet.open(cache, name_or_id=label_set)
+    identity = opened.manifest.id
     data = NamedLabelSet(label_set=identity, is_tag=True).to_bytes(name=name)
     before = _replaceable(cache, name=name, label_set=identity, force=force)
-    if not force and not cache.store.create(f"names/{name}.json", data):
-        # Somebody may have taken the name since: look again.
-        before = _replaceable(cache, name=name, label_set=identity, force=force)
-    if force:
-        cache.store.write(f"names/{name}.json", data)
+    # Garbage collection may be about to remove what had no name until now.
+    with hold_label_set(opened):
+        if not force and not cache.store.create(f"names/{name}.json", data):
+            # Somebody may have taken the name since: look again.
+            before = _replaceable(cache, name=name, label_set=identity, force=force)
+        if force:
+            cache.store.write(f"names/{name}.json", data)
     moved = f", moved from {before}" if before not in {None, identity} else ""
     doubt = "" if force or cache.store.creates_at_once else "; this store cannot create a file only if there is none: look again"
     return {"tag": name, "label_set": identity, "before": before, "text": f"{name} points at {identity}{moved}{doubt}"}

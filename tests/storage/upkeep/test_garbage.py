@@ -67,6 +67,15 @@ def test_empty_folders_of_runs_go(labeller, url, tmp_path):
     assert not (tmp_path / "cache" / "runs" / OLD).exists()
 
 
+def test_a_named_label_set_that_lies_on_another_disk_keeps_its_parts(labeller, url, tmp_path):
+    label_set = labeller.label()
+    place = tmp_path / "cache" / label_set.folder
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    assert counts(collect(url, delete=True)) == {}
+    assert_whole(url, label_set)
+
+
 def test_a_cache_that_is_not_there_has_no_garbage(url):
     found = collect_garbage(url, delete=True)
     assert (found["num_files"], found["text"]) == (0, f"{url}: 0 files removed, 0 bytes")

@@ -108,6 +108,28 @@ def test_old_parts_named_by_a_label_set_in_between_survive(labeller, url):
     assert_whole(url, again)
 
 
+def test_a_tag_waits_until_gc_has_removed_and_is_not_set_on_what_is_gone(labeller, url):
+    label_set = labeller.label()
+    labeller.cache.store.remove("names/tiny.json")
+    refused = []
+
+    def tag():
+        try:
+            set_tag(url, label_set=label_set.manifest.id, name="v1")
+        except CorruptError as error:
+            refused.append(str(error))
+
+    thread = threading.Thread(target=tag)
+    with removing(labeller.cache.store):
+        thread.start()
+        time.sleep(0.5)
+        labeller.cache.store.remove(f"{label_set.folder}/manifest.json")
+    thread.join()
+    assert [f"{label_set.folder} was removed or replaced while it was opened" in message for message in refused] == [True]
+    assert labeller.cache.names() == {}
+    assert labeller.cache.store.names("runs") == []
+
+
 def test_old_parts_that_a_job_has_found_survive_until_it_names_them(labeller, url):
     labeller.label()
     other = replace(labeller, request=make_request(seed=9))
