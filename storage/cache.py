@@ -29,7 +29,8 @@ from storage.remedies import EITHER_AGAIN, EITHER_REPAIR, LABEL_AGAIN, how_to_me
 from storage.specs import PartSpec, RequestSpec
 
 _Record = TypeVar("_Record", bound=CommittedTar)
-_NAME = re.compile(r"[\w-][\w.-]{0,127}", re.ASCII)
+_NAME = re.compile(r"[\w-][\w.-]{0,192}", re.ASCII)
+"""As long as an experiment's name of 128 letters, a dot, and the name of a target of 64."""
 _NUM_READERS = 32
 """Records read from a remote store at a time: an answer takes tens of milliseconds, whatever its size."""
 _HEAD_AGAIN = f"{LABEL_AGAIN}, which writes the teacher's head anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import threading
 import uuid
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from storage.cache import Cache, NamedLabelSet
+from storage.config import ExperimentConfig
 from storage.errors import CorruptError, FormatError, MismatchError
 from storage.hashing import canonical_json, digest, seal
 from storage.parts import Extent
@@ -242,13 +244,22 @@ def test_a_damaged_name_is_refused_and_hides_no_other(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "../names/digits", "a\0b", "a b", "é", "digits\n", "x" * 129, "x" * 10_000]
+    "name", ["", ".", "..", "a/b", "../names/digits", "a\0b", "a b", "é", "digits\n", "x" * 194, "x" * 10_000]
 )
 def test_what_cannot_be_a_name_is_none(tmp_path, name):
     cache = Cache.at(str(tmp_path))
     cache.point_name("digits", label_set="ab" * 16)
     assert cache.find_name(name) is None
     assert cache.find_name("digits") == NamedLabelSet(label_set="ab" * 16, is_tag=False)
+
+
+def test_the_longest_name_of_an_experiments_target_is_one(tmp_path):
+    config = ExperimentConfig.model_validate_json(json.dumps({"name": "x" * 128, "targets": {"y" * 64: {"k": 1}}}))
+    (name,) = config.label_set_names.values()
+    cache = Cache.at(str(tmp_path))
+    cache.point_name(name, label_set="ab" * 16)
+    assert cache.find_name(name) == NamedLabelSet(label_set="ab" * 16, is_tag=False)
+    assert cache.names() == {name: "ab" * 16}
 
 
 def test_label_sets_without_a_manifest_are_nobodys(labeller):
