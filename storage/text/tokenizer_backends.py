@@ -65,7 +65,7 @@ def wrap_tokenizer(tokenizer: Any, *, name: str) -> TextTokenizer:
             name=name,
             roles={role: _first_id(tokenizer, names=names) for role, names in _NAMES.items()},
             special_ids=(),
-            encode=lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
+            encode=None,
             max_length=None,
         )
     if not hasattr(tokenizer, "all_special_ids"):
@@ -99,9 +99,14 @@ class _FastTokenizer:
         name: str,
         roles: Mapping[str, int | None],
         special_ids: tuple[int, ...],
-        encode: Callable[[str, bool], list[int]],
+        encode: Callable[[str, bool], list[int]] | None,
         max_length: int | None,
     ) -> None:
+        """Take a tokenizer.
+
+        Args:
+            encode: gives the ids of a text, with or without its frame; None: the backend does.
+        """
         self._name = name
         self._backend = type(backend).from_str(backend.to_str())
         self._backend.no_truncation()
@@ -121,7 +126,7 @@ class _FastTokenizer:
                 f"tokenizer {name} has {len(special)} special tokens and no others, as a folder without a tokenizer gives; name "
                 "the folder or hub id that holds one"
             )
-        prefix, suffix = _frame(encode, bare=self._ids, name=name)
+        prefix, suffix = _frame(encode or self._ids, bare=lambda text: self._ids(text, False), name=name)
         identity = {
             "kind": "fast",
             "tokenizer": {key: _canonical(value) for key, value in written.items() if key in _SHAPES_IDS},
@@ -149,8 +154,8 @@ class _FastTokenizer:
     def facts(self) -> TokenizerFacts:
         return self._facts
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+    def _ids(self, text: str, special: bool) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=special).ids
         return ids
 
     def _cuts_words(self) -> bool:

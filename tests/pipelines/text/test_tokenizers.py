@@ -79,9 +79,12 @@ def test_padding_truncation_and_length_do_not_count():
     made.backend_tokenizer.enable_truncation(max_length=5)
     made.backend_tokenizer.enable_padding(pad_id=0, pad_token="[PAD]", length=9)
     made.model_max_length = 512
+    written = made.backend_tokenizer.to_str()
     tokenizer = wrapped(made)
     assert tokenizer.facts.sha256 == before
     assert tokenizer.encode(["the quick brown fox jumps over the lazy dog"]).counts.tolist() > [5]
+    # As a JSON file holds it, which models for embeddings of sentences often pad to a fixed length.
+    assert wrapped(Tokenizer.from_str(written)).facts.sha256 == before
 
 
 def test_merges_count_in_either_spelling(tmp_path):
