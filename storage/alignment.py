@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import FormatError
-from storage.specs import RelationsSpec, SoftLabelsSpec, TargetSpec
+from storage.specs import Positions, RelationsSpec, SoftLabelsSpec, TargetSpec
 
 
 def rows_per_sample(
@@ -40,3 +40,16 @@ def rows_per_sample(
             return mask_counts
         case _:
             assert_never(target.positions)
+
+
+def why_one_token_off(teacher_kind: str, *, positions: Positions) -> str | None:
+    """Return why rows at some tokens are of other tokens than a student takes them for; None where they are not, as far as known.
+
+    Args:
+        teacher_kind: of the teacher whose logits they are; of a factory's nothing is known.
+    """
+    if teacher_kind == "causal_lm" and positions not in ("next", "view"):
+        return f"a causal_lm gives at each token what the next one may be, and positions {positions} are of the token itself"
+    if teacher_kind == "masked_lm" and positions == "next":
+        return "a masked_lm gives at each token what the token itself may be, and positions next are of the one behind it"
+    return None

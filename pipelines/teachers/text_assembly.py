@@ -10,7 +10,7 @@ from pipelines.teachers.base import describe
 from pipelines.teachers.devices import resolve_device
 from pipelines.teachers.outputs import NO_HIDDEN, RawOutputs, Wanted
 from pipelines.teachers.text_base import PROBE_TOKENS, NetworkShape, TextNetwork, TextTeacher, new_lock, probe
-from pipelines.teachers.text_networks import PlainNetwork, TransformersNetwork, last_linear
+from pipelines.teachers.text_networks import PlainNetwork, TransformersNetwork, last_linear, pad_token_of
 from pipelines.teachers.text_tokenizer import require_trained_tokens
 from pipelines.teachers.weights import weights_sha256
 from storage.config import TeacherConfig
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _SPLIT_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Largest difference of a logit, over the largest logit, that another shape of the head's input explains."""
+_SAME_SHAPE = 0.1
+"""Share of it that is left where shapes are the same: experts that gather tokens of a batch may add up in another order."""
 
 
 def assemble_text_teacher(
@@ -75,6 +77,7 @@ def assemble_text_teacher(
             with recorded(None) as attention:
                 raw = network.run(ids, mask, wanted=everything)
             logits = raw.logits if raw.logits is not None else network.head(_states(raw).flatten(0, 1))[None]
+            sees_later = positions == "next" and _sees_later(network, raw=raw, probe=(ids, mask), precision=config.precision)
     except TeacherError:
         raise
     except Exception as error:
@@ -83,6 +86,20 @@ def assemble_text_teacher(
             f"({config.precision}, {device}): {describe(error)}. It must take (input_ids, attention_mask) and give logits"
         ) from error
     _check_logits(logits, raw=raw, config=config, tokenizer=facts, per_token=per_token, num_sequences=len(ids))
+    if sees_later:
+        raise TeacherError(
+            f"teacher {config.name} ({type(module).__name__}) is to label next tokens, and its tokens see later ones: it would "
+            "read what it is to predict. Set teacher.kind: masked_lm, or, of a model that was trained as a decoder, "
+            "teacher.kwargs: {is_decoder: true}"
+        )
+    pad_token_id = _pad_token(module, tokenizer=facts)
+    cannot_pad = not per_token and pad_token_of(module) not in (None, pad_token_id)
+    if cannot_pad and _reads_padding(network, probe=(ids, mask), pad_token_id=pad_token_id, precision=config.precision):
+        raise TeacherError(
+            f"teacher {config.name} tells where a text ends by pad_token_id {pad_token_of(module)} of its config, which is no "
+            "token of it: it would classify the padding behind. Set the one that it was trained with, "
+            "teacher.kwargs: {pad_token_id: ...}"
+        )
     embedding_width = None if raw.embedding is None else int(raw.embedding.shape[-1])
     if isinstance(network, TransformersNetwork) and network.head_layer is not None:
         embedding_width = int(network.head_layer.in_features)
@@ -94,6 +111,7 @@ def assemble_text_teacher(
         width=int(raw.hidden[-1].shape[-1]) if raw.hidden else None,
         why_no_hidden=NO_HIDDEN,
         embedding_width=embedding_width,
+        why_no_soft_labels="" if per_token else _why_no_soft_labels(module, num_outputs=int(logits.shape[-1])),
     ).with_attention(list(attention.values()), model=type(module).__name__)
     return TextTeacher(
         name=config.name,
@@ -108,7 +126,7 @@ def assemble_text_teacher(
         positions=positions,
         tokenizer=tokenizer,
         class_names=class_names,
-        pad_token_id=_pad_token(module, tokenizer=facts),
+        pad_token_id=pad_token_id,
         device=device,
         dtype=dtype,
         network=network,
@@ -117,16 +135,47 @@ def assemble_text_teacher(
 
 
 def _pad_token(module: torch.nn.Module, *, tokenizer: TokenizerFacts) -> int:
-    found = getattr(getattr(module, "config", None), "pad_token_id", None)
-    if found is None:
-        found = tokenizer.pad_id
-    return found if found is not None and 0 <= found < tokenizer.vocabulary_size else 0
+    """Return the model's own padding token, which need not be its tokenizer's, or else any that it takes."""
+    known = _num_embeddings(module) or tokenizer.vocabulary_size
+    candidates = (pad_token_of(module), tokenizer.pad_id, 0)
+    return next(token for token in candidates if token is not None and 0 <= token < known)
+
+
+def _reads_padding(network: TextNetwork, *, probe: tuple[torch.Tensor, torch.Tensor], pad_token_id: int, precision: str) -> bool:
+    """Return whether a classifier says something else of a sequence when padding follows.
+
+    Those of causal models classify the last token that is not their config's `pad_token_id`, which may be none that they take.
+    """
+    import torch
+
+    ids, mask = probe
+    there = mask[1:].bool()
+    with torch.inference_mode():
+        alone = network.run(ids[1:][there][None], mask[1:][there][None], wanted=Wanted(labels=True)).logits
+        padded = network.run(ids[1:].where(there, pad_token_id), mask[1:], wanted=Wanted(labels=True)).logits
+    assert alone is not None
+    assert padded is not None
+    return bool((alone - padded).abs().max() > _SPLIT_TOLERANCE[precision] * alone.abs().max().clamp(min=1e-6))
+
+
+def _why_no_soft_labels(module: torch.nn.Module, *, num_outputs: int) -> str:
+    """Return why the softmax of a classifier's logits is nothing that it means; empty where it is."""
+    problem = getattr(getattr(module, "config", None), "problem_type", None)
+    if problem == "multi_label_classification":
+        return "a text has any number of its classes at once (problem_type of its config), and soft labels have one between them"
+    if num_outputs == 1 or problem == "regression":
+        return "it gives a number and no classes, whose probability would always be 1"
+    return ""
+
+
+def _num_embeddings(module: torch.nn.Module) -> int | None:
+    get = getattr(module, "get_input_embeddings", None)
+    found: int | None = getattr(get() if callable(get) else None, "num_embeddings", None)
+    return found
 
 
 def _check_embedding(module: torch.nn.Module, *, tokenizer: TokenizerFacts, name: str) -> None:
-    get = getattr(module, "get_input_embeddings", None)
-    embedding = get() if callable(get) else None
-    known = getattr(embedding, "num_embeddings", None)
+    known = _num_embeddings(module)
     if known is not None and tokenizer.vocabulary_size > known:
         raise TeacherError(
             f"the tokenizer of teacher {name} has {tokenizer.vocabulary_size} tokens, its embedding {known}: token ids from "
@@ -174,6 +223,21 @@ def _splits(
         return False
     values = torch.where(finite, both, 0.0)
     return bool((values[0] - values[1]).abs().max() <= tolerance * values[0].abs().max().clamp(min=1e-6))
+
+
+def _sees_later(network: TextNetwork, *, raw: RawOutputs, probe: tuple[torch.Tensor, torch.Tensor], precision: str) -> bool:
+    """Return whether another last token changes what becomes of the first.
+
+    Args:
+        raw: what the network gave of the probe.
+    """
+    ids, mask = probe
+    other_ids = ids.clone()
+    other_ids[0, -1] = ids[0, 0]
+    other = network.run(other_ids, mask, wanted=Wanted(labels=True))
+    first, changed = ((one.logits if one.logits is not None else _states(one))[0, 0].float().nan_to_num() for one in (raw, other))
+    tolerance = _SAME_SHAPE * _SPLIT_TOLERANCE[precision]
+    return bool((first - changed).abs().max() > tolerance * first.abs().max().clamp(min=1e-6))
 
 
 def _states(raw: RawOutputs) -> torch.Tensor:

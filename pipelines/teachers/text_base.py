@@ -46,11 +46,13 @@ class NetworkShape(FeatureShape):
         num_outputs: of its head, padding beyond the vocabulary included.
         per_token: whether it gives logits of every token, or of the sequence.
         max_length: most tokens it takes; None: no limit is known.
+        why_no_soft_labels: what to say where they are asked for; empty where its logits are a distribution's.
     """
 
     num_outputs: int
     per_token: bool
     max_length: int | None
+    why_no_soft_labels: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -57,7 +57,7 @@ class TransformersNetwork:
         hidden = tuple(outputs.hidden_states) if ask.get("output_hidden_states") else ()
         embedding = None
         if wanted.embedding:
-            embedding = _mean(hidden[-1], attention_mask) if self.per_token else _of_last_token(seen[0], attention_mask)
+            embedding = _mean(hidden[-1], attention_mask) if self.per_token else self._as_classified(seen[0], input_ids)
         return RawOutputs(
             logits=logits,
             states=states,
@@ -65,6 +65,21 @@ class TransformersNetwork:
             attention=None if attention is None else dict(attention),
             embedding=embedding,
         )
+
+    def _as_classified(self, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return [batch, width]: what a head reads, of one token where it reads every one (classifiers of causal models).
+
+        These models take the last token that is not the padding token; a text of its own may end with that.
+        """
+        import torch
+
+        if states.ndim == 2:
+            return states
+        rows, pad = torch.arange(len(states), device=states.device), pad_token_of(self.module)
+        if pad is None:
+            return states[rows, -1]
+        numbers = torch.arange(input_ids.shape[1], device=states.device)
+        return states[rows, (numbers * (input_ids != pad)).argmax(dim=1)]
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Run the whole model with its body replaced by the states it gave: the head, and all that is done to its output."""
@@ -122,14 +137,13 @@ def _mean(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     return kept.sum(dim=1) / there.sum(dim=1)
 
 
-def _of_last_token(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return [batch, width]: what a head reads, of the last token where it reads every one (classifiers of causal models)."""
-    import torch
-
-    if states.ndim == 2:
-        return states
-    last = attention_mask.sum(dim=1) - 1
-    return states[torch.arange(len(states), device=states.device), last]
+def pad_token_of(module: Any) -> int | None:
+    """Return the padding token of a model of transformers, by which its classifiers tell where a text ends; None: it has none."""
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    found: int | None = getattr(config, "pad_token_id", None)
+    return found
 
 
 def last_linear(module: torch.nn.Module, *, num_outputs: int) -> torch.nn.Module | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipelines.block_checks import check_blocks
 from pipelines.feature_targets import resolve_features
 from pipelines.teacher_memo import TextTeacherFacts
+from storage.alignment import why_one_token_off
 from storage.config import ExperimentConfig
 from storage.config.labels import MaskedTokensViewsConfig, TokensViewsConfig
 from storage.config.targets import SoftLabelsConfig
@@ -63,8 +64,21 @@ def _soft_labels(target: SoftLabelsConfig, *, facts: TextTeacherFacts, view: Tex
         )
     if not facts.shape.per_token and positions != "view":
         raise ConfigError(f"{key}.positions: {positions}, but a {facts.spec.kind} labels whole sequences; leave positions out")
+    # A factory says which rows its labels have, and thereby which of the two kinds of language models it is.
+    why_off = why_one_token_off("causal_lm" if facts.positions == "next" else "masked_lm", positions=positions)
+    if facts.shape.per_token and why_off is not None:
+        of_teacher = "next" if facts.positions == "next" else "masked or all"
+        raise ConfigError(
+            f"{key}.positions: {positions}, but {why_off}, so that every label would be one token off; give {of_teacher}, or "
+            "leave positions out"
+        )
     if positions == "masked" and not isinstance(view, MaskedTokensView):
         raise ConfigError(f"{key}.positions: masked, but views.kind: {view.kind} masks nothing; give views.kind: masked_tokens")
+    if facts.shape.why_no_soft_labels:
+        raise ConfigError(
+            f"{key}.kind: soft_labels, but of teacher {facts.spec.architecture} {facts.shape.why_no_soft_labels}; choose "
+            "hidden_states or embeddings"
+        )
     num_classes = facts.spec.num_classes
     if target.k is not None and target.k > num_classes:
         what = "tokens of vocabulary" if facts.shape.per_token else "classes"

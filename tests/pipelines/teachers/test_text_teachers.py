@@ -298,3 +298,37 @@ def test_a_teacher_of_texts_is_no_teacher_of_pictures(bert):
 def test_fields_that_do_not_go_together_are_refused(fields, words):
     with pytest.raises(ValueError, match=words):
         TeacherConfig(**fields)
+
+
+def test_a_causal_teacher_whose_tokens_see_later_ones_is_refused(tmp_path):
+    folder = save_model(tmp_path, "bert")
+    with pytest.raises(
+        TeacherError, match=r"BertLMHeadModel\) is to label next tokens, and its tokens see later ones: .* masked_lm"
+    ):
+        load_any_teacher(config_of(folder, kind="causal_lm"))
+    decoder = load_any_teacher(config_of(folder, kind="causal_lm", kwargs={"is_decoder": True}))
+    assert decoder.shape.attention.causal
+
+
+@pytest.mark.parametrize("padding", [1, 0])
+def test_a_classifier_by_its_last_token_never_classifies_padding(tmp_path, padding):
+    """Its padding token may be one that the tokenizer does not have; one that the model does not have either is refused."""
+    vocabulary = len(byte_pairs())
+    folder = save_model(tmp_path, "llama_classifier", padding=padding, pad_token_id=vocabulary if padding else -1)
+    config = config_of(folder, kind="sequence_classifier")
+    if not padding:
+        with pytest.raises(TeacherError, match=r"where a text ends by pad_token_id -1 .* which is no token of it"):
+            load_any_teacher(config)
+        return
+    teacher = load_any_teacher(config)
+    alone = run(teacher, "ka lo", labels=True).sequence_logits()
+    padded = run(teacher, "ka lo", "ka lo mi nu", labels=True).sequence_logits()
+    torch.testing.assert_close(padded[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_embedding_is_of_the_token_that_is_classified(tmp_path):
+    """Of a text that ends with the padding token, which such models pass over, it is the one before."""
+    teacher = load_any_teacher(config_of(save_model(tmp_path, "llama_classifier"), kind="sequence_classifier"))
+    outputs = run(teacher, "ka lo<|endoftext|>", "ka lo mi nu", labels=True, embedding=True)
+    assert teacher.tokenizer.encode(["ka lo<|endoftext|>"]).token_ids[-1] == teacher.pad_token_id
+    torch.testing.assert_close(teacher.network.module.score(outputs.embedding()), outputs.sequence_logits())

@@ -178,3 +178,32 @@ def test_a_unit_that_becomes_more_sequences_than_a_part_holds_is_refused_before_
     monkeypatch.setattr(type(bench.teacher), "run", None)
     with pytest.raises(SourceError, match="the 4 documents of unit .* become 4 sequences, a part holds at most 3"):
         bench.label()
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "positions", "words"),
+    [
+        ("masked_lm", "bert", "next", "a masked_lm gives at each token what the token itself may be.* give masked or all"),
+        ("causal_lm", "gpt2", "all", "a causal_lm gives at each token what the next one may be.* give next"),
+    ],
+)
+def test_labels_that_would_be_one_token_off_are_refused(tmp_path, kind, model, positions, words):
+    folder = save_model(tmp_path, model)
+    targets = {"labels": {"k": 4, "positions": positions}}
+    with pytest.raises(ConfigError, match=rf"^targets\.labels\.positions: {positions}, but {words}, or leave positions out"):
+        Bench(folder, kind=kind, texts=["ka"], views=TOKENS, targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"problem_type": "multi_label_classification"}, "a text has any number of its classes at once"),
+        ({"num_labels": 1}, "it gives a number and no classes"),
+    ],
+)
+def test_logits_that_are_no_distributions_are_no_soft_labels(tmp_path, changes, words):
+    folder = save_model(tmp_path, "bert_classifier", **changes)
+    options = {"kind": "sequence_classifier", "texts": ["ka"], "views": TOKENS}
+    with pytest.raises(ConfigError, match=rf"^targets\.labels\.kind: soft_labels, but of teacher .* {words}"):
+        Bench(folder, **options, targets={"labels": {"k": 1}})
+    assert Bench(folder, **options, targets={"embedding": {"kind": "embeddings"}}).label()["embedding"].record.num_samples == 1
