@@ -27,9 +27,16 @@ class HeadModule(nn.Module):
     the hidden state it comes from.
     """
 
-    def __init__(self, head: FrozenHead) -> None:
+    def __init__(self, head: FrozenHead, *, teacher_kind: str | None = None) -> None:
+        """Take a head.
+
+        Args:
+            head: as it is stored.
+            teacher_kind: of the teacher that it was taken from, which says of which token its logits are; None: not known.
+        """
         super().__init__()
         self.spec = head.spec
+        self.teacher_kind = teacher_kind
         for name, values in head.tensors.items():
             # torch.tensor copies: decoded arrays may be read-only.
             self.register_buffer(name.replace(".", "_"), torch.tensor(values), persistent=False)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from storage.alignment import why_one_token_off
 from storage.cache import Cache
 from storage.config import ExperimentConfig, TrainingConfig
 from storage.config.labels import MaskedTokensViewsConfig, TokensViewsConfig
 from storage.config.source import SourceConfig
 from storage.config.training import CachedTargetsConfig
-from storage.errors import ConfigError
+from storage.errors import ConfigError, MismatchError
 from storage.label_set import LabelSet
 from storage.sources import open_source
-from storage.specs import HiddenStatesSpec, SoftLabelsSpec, TextViewSpec
+from storage.specs import HiddenStatesSpec, SoftLabelsSpec, TargetSpec, TextViewSpec
 from storage.streams.text_source_stream import TextSourceStream
 from storage.streams.text_stream import TextLabelStream
 from storage.text.serving import served_text_target
@@ -78,10 +79,12 @@ def _cached_job(config: ExperimentConfig, training: TrainingConfig) -> TextJob:
     require_first_weights(training, view=view, what=f"label set {label_set!r}")
     if config.teacher is not None:
         require_teacher_tokenizer(config.teacher, view=view, label_set=label_set)
+    for name, spec in targets.items():
+        _require_aligned(used[name], spec=spec)
     labels = [name for name, spec in targets.items() if isinstance(spec, SoftLabelsSpec)]
     means = {name: used[name].class_means() for name in labels if wants_means(training)}
     heads = {
-        name: HeadModule(cache.head(spec.head_sha256))
+        name: HeadModule(cache.head(spec.head_sha256), teacher_kind=used[name].manifest.request.teacher.kind)
         for name, spec in targets.items()
         if isinstance(spec, HiddenStatesSpec) and spec.head_sha256 is not None and _wants_head(training)
     }
@@ -97,6 +100,22 @@ def _cached_job(config: ExperimentConfig, training: TrainingConfig) -> TextJob:
         label_sets=tuple(used.values()),
         evaluation_stream=_evaluation_stream(config, training, view=view, labels_are=f"label set {next(iter(used))!r}"),
     )
+
+
+def _require_aligned(label_set: LabelSet, *, spec: TargetSpec) -> None:
+    """Refuse labels of tokens that are of others than students take them for, as earlier releases made them where asked to.
+
+    Raises:
+        MismatchError: they are.
+    """
+    why = None
+    if isinstance(spec, SoftLabelsSpec):
+        why = why_one_token_off(label_set.manifest.request.teacher.kind, positions=spec.positions)
+    if why is not None:
+        raise MismatchError(
+            f"label set {label_set.manifest.name!r} ({label_set.manifest.id}) is one token off: {why}. Label again without "
+            "target.positions"
+        )
 
 
 def _wants_head(training: TrainingConfig) -> bool:

@@ -137,9 +137,21 @@ def _describe(config: TransformersStudentConfig, *, num_classes: int, vocabulary
             f"training.student: its config cannot be read ({type(error).__name__}: {_shorten(str(error))}); check architecture, "
             "path and config"
         ) from error
-    if described.pad_token_id is None or described.pad_token_id >= described.vocab_size:
-        described.pad_token_id = 0
+    described.pad_token_id = _pad_token(described, head=config.head)
     return described
+
+
+def _pad_token(described: PretrainedConfig, *, head: str) -> int | None:
+    """Return a student's padding token: its config's where it is a token, else none or one that texts seldom hold.
+
+    Networks do not train the embedding of their padding token, and classifiers of causal ones pass over it at the end of a text.
+    So an ordinary token is not taken for it where none is needed; padding itself is never looked at.
+    """
+    candidates = (described.pad_token_id, getattr(described, "eos_token_id", None))
+    own, end = (token if isinstance(token, int) and 0 <= token < described.vocab_size else None for token in candidates)
+    if own is not None or head == "causal_lm":
+        return own
+    return end if head == "sequence_classifier" and end is not None else 0
 
 
 def _check_architecture(name: str) -> None:

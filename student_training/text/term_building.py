@@ -108,11 +108,21 @@ class _TextTermBuilder(TermBuilder):
         """Return a term of soft labels, stored ones or those of a teacher's kept head."""
         target, spec = self.find(term.target, SoftLabelsSpec, HiddenStatesSpec)
         if isinstance(spec, SoftLabelsSpec):
+            if term.positions not in (None, spec.positions):
+                raise ConfigError(
+                    f"positions are {term.positions}, and the labels of target {target!r} are stored at {spec.positions} ones; "
+                    "drop positions, which are of hidden states with a head, or label with these (target.positions)"
+                )
             return self.sparse_labels(term, name=name, target=target, spec=spec)
         assert isinstance(spec, HiddenStatesSpec)
         head = self._heads.get(target)
         row_set = checks.check_head_labels(
-            term, spec=spec, head=None if head is None else head.spec, shape=self.shape, masks=self._masks
+            term,
+            spec=spec,
+            head=None if head is None else head.spec,
+            teacher_kind=None if head is None else head.teacher_kind,
+            shape=self.shape,
+            masks=self._masks,
         )
         assert head is not None
         tensor = f"hidden.{spec.layers[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from storage.alignment import why_one_token_off
 from storage.config.terms import AttentionTerm, SoftLabelsTerm
 from storage.errors import ConfigError
 from storage.heads import HeadSpec
@@ -12,9 +13,18 @@ from student_training.terms.rows import RowSet
 
 
 def check_head_labels(
-    term: SoftLabelsTerm, *, spec: HiddenStatesSpec, head: HeadSpec | None, shape: StudentShape, masks: bool
+    term: SoftLabelsTerm,
+    *,
+    spec: HiddenStatesSpec,
+    head: HeadSpec | None,
+    teacher_kind: str | None,
+    shape: StudentShape,
+    masks: bool,
 ) -> RowSet:
     """Return the rows whose logits a kept head gives.
+
+    Args:
+        teacher_kind: of the teacher whose head it is; None: not known.
 
     Raises:
         ConfigError: no head, or rows or classes that student or view do not have.
@@ -38,6 +48,12 @@ def check_head_labels(
             raise ConfigError(
                 f"positions {row_set} are predicted by a {HEADS_OF_POSITIONS[row_set]}; the student is a {shape.kind}. Change "
                 "positions, or training.student.head"
+            )
+        why_off = why_one_token_off(teacher_kind or "", positions=row_set)
+        if why_off is not None:
+            raise ConfigError(
+                f"the head is of another kind of language model than the student: {why_off}, so that every label would be one "
+                f"token off; set training.student.head: {teacher_kind}, or use a term of hidden_states"
             )
         if row_set == "masked" and not masks:
             raise ConfigError("positions are masked, and the views mask nothing; use views.kind: masked_tokens")

@@ -81,7 +81,7 @@ class TransformersStudent(TextStudent):
             )
         embedding: Tensor | None = None
         if wants.embedding and classifies:
-            embedding = _last_read(seen[0], attention_mask=attention_mask)
+            embedding = _last_read(seen[0], input_ids=input_ids, pad_token_id=self.network.config.pad_token_id)
         elif wants.embedding:
             embedding = mean_of_tokens(output.hidden_states[-1], attention_mask=attention_mask)
         return StudentOutput(
@@ -118,11 +118,12 @@ def _keeps(seen: list[Tensor]) -> Any:
     return hook
 
 
-def _last_read(hidden: Tensor, *, attention_mask: Tensor) -> Tensor:
-    """Return [B, E] of what a head reads: of one that reads all tokens [B, L, E], at the last one."""
+def _last_read(hidden: Tensor, *, input_ids: Tensor, pad_token_id: int) -> Tensor:
+    """Return [B, E] of what a head reads: of one that reads all tokens [B, L, E], at the last one that is no padding token."""
     if hidden.ndim == 2:
         return hidden
-    last = attention_mask.sum(dim=1) - 1
+    numbers = torch.arange(input_ids.shape[1], device=input_ids.device)
+    last = (numbers * (input_ids != pad_token_id)).argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 

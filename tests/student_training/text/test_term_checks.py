@@ -34,10 +34,10 @@ SOFT, HIDDEN, ATTENDING, RELATED = (
 )
 
 
-def head(*, reads="every", outputs=VOCABULARY):
+def head(*, reads="every", outputs=VOCABULARY, teacher_kind=None):
     spec = HeadSpec(reads=reads, operations=(Linear(inputs=20, outputs=outputs, bias=False),))
     tensors = {name: np.zeros(shape, dtype=np.float32) for name, shape in spec.tensors.items()}
-    return HeadModule(FrozenHead(spec=spec, tensors=tensors))
+    return HeadModule(FrozenHead(spec=spec, tensors=tensors), teacher_kind=teacher_kind)
 
 
 def build(*terms, shape="masked_lm", targets=(), view=MASKED, **options):
@@ -90,6 +90,21 @@ REFUSED = {
         [{**SOFT, "positions": "masked"}],
         {"targets": ("hidden",), "heads": {"hidden": head()}, "view": TOKENS},
         "the views mask nothing",
+    ),
+    "head of next tokens": (
+        [SOFT],
+        {"targets": ("hidden",), "heads": {"hidden": head(teacher_kind="causal_lm")}},
+        "a causal_lm gives at each token what the next one may be, and positions masked are of the token itself",
+    ),
+    "head of the tokens themselves": (
+        [SOFT],
+        {"targets": ("hidden",), "heads": {"hidden": head(teacher_kind="masked_lm")}, "shape": "causal_lm", "view": TOKENS},
+        "so that every label would be one token off; set training.student.head: masked_lm",
+    ),
+    "positions of stored labels": (
+        [{**SOFT, "positions": "all"}],
+        {"targets": ("masked",)},
+        "positions are all, and the labels of target 'masked' are stored at masked ones; drop positions",
     ),
     "masks without masks": ([{"kind": "hard_tokens"}], {"view": TOKENS}, "use views.kind: masked_tokens"),
     "masks for causal": ([{"kind": "hard_tokens"}], {"shape": "causal_lm"}, "use views.kind: tokens"),
@@ -145,6 +160,12 @@ def test_all_that_is_wrong_is_said_at_once():
 def test_soft_labels_are_taken_before_hidden_states_with_a_head():
     (term,) = build(SOFT, targets=("hidden", "masked"), heads={"hidden": head()})
     assert term.target == "masked"
+
+
+@pytest.mark.parametrize(("kind", "shape", "view"), [("masked_lm", "masked_lm", MASKED), ("causal_lm", "causal_lm", TOKENS)])
+def test_a_head_of_the_students_own_kind_serves(kind, shape, view):
+    (term,) = build(SOFT, targets=("hidden",), heads={"hidden": head(teacher_kind=kind)}, shape=shape, view=view)
+    assert term.row_set == ("masked" if kind == "masked_lm" else "next")
 
 
 def training(**fields):

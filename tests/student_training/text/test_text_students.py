@@ -292,3 +292,25 @@ def test_a_classifier_needs_its_classes():
     config = parse_student(SMALL["bilstm"])
     with pytest.raises(ConfigError, match=r"training\.student\.num_classes"):
         create_text_student(config, num_classes=None, vocabulary_size=VOCABULARY, max_tokens=MAX_TOKENS)
+
+
+def test_no_ordinary_token_is_taken_for_padding():
+    """Token 0 of a byte-level vocabulary is a word like others: it has an embedding that is trained."""
+    student = make_student("llama", head="causal_lm", config={"pad_token_id": None})
+    table = student.network.get_input_embeddings()
+    assert table.padding_idx is None
+    output = student(torch.tensor([[0, 7]]), attention_mask=torch.ones(1, 2, dtype=torch.bool))
+    output.logits.square().sum().backward()
+    assert table.weight[0].abs().sum() > 0
+    assert table.weight.grad[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_causal_classifier_takes_the_end_of_a_text_for_padding(name):
+    config = {"pad_token_id": None, "eos_token_id": 2}
+    student = make_student(name, head="sequence_classifier", config=config).eval()
+    assert student.network.config.pad_token_id == 2
+    ids = torch.tensor([[7, 9, 0], [7, 9, 2]])
+    found = student(ids, attention_mask=torch.ones_like(ids, dtype=torch.bool), wants=Wants(embedding=True))
+    assert not torch.allclose(found.logits[0], found.logits[1])
+    torch.testing.assert_close(student._head[0](found.embedding), found.logits)

@@ -297,3 +297,12 @@ def test_pictures_and_texts_are_not_mixed(tmp_path, tokenizer):
     hard = make_text_config(tmp_path, training={**student, "targets": {"kind": "hard"}, "source": pictures})
     with pytest.raises(ConfigError, match="training.source.kind: image_folder is of pictures"):
         run_experiment(hard, say=silent)
+
+
+def test_labels_of_an_earlier_release_that_are_one_token_off_are_refused(tmp_path, tokenizer):
+    _, sha256 = tokenizer
+    target = TOKEN_LABELS["next"]
+    make_label_set(tmp_path, documents=counting_documents(num=16), target=target, tokenizer_sha256=sha256, kind="masked_lm")
+    config = make_text_config(tmp_path, target={"k": 4, "positions": "next"}, training={"student": CAUSAL_LM})
+    with pytest.raises(MismatchError, match=r"is one token off: a masked_lm gives at each token what the token itself may be"):
+        run_experiment(config, say=silent)

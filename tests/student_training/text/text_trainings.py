@@ -139,7 +139,7 @@ def class_labels(*, num_classes=3):
 
 
 def make_label_set(
-    folder, *, documents, target, tokenizer_sha256, name="texts", view=None, num_views=1, teach=None, dead=frozenset()
+    folder, *, documents, target, tokenizer_sha256, name="texts", view=None, num_views=1, teach=None, dead=frozenset(), kind=None
 ):
     """A label set of documents in units of 16, blocks of 8, below a folder."""
     view = view or (MASKED if getattr(target, "positions", "view") == "masked" else PLAIN)
@@ -153,7 +153,7 @@ def make_label_set(
         request=make_text_request(
             target=target,
             view=view.model_copy(update={"tokenizer_sha256": tokenizer_sha256}),
-            kind=kinds.get(getattr(target, "positions", "view"), "sequence_classifier"),
+            kind=kind or kinds.get(getattr(target, "positions", "view"), "sequence_classifier"),
         ),
         teach=teach,
     )
