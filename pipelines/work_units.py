@@ -32,4 +32,5 @@ def work_units(targets: Sequence[Sequence[LabelTask]], *, units: Sequence[Indexe
     # Sorting holds tasks; those of a plan are in order already, and made when they are asked for.
     in_order = (tasks if isinstance(tasks, PlannedTasks) else sorted(tasks, key=where) for tasks in targets)
     for _, together in groupby(merge(*in_order, key=where), key=where):
-        yield tuple(together)
+        # Rows that one target lends another are tried again for both.
+        yield tuple(dict.fromkeys(together))

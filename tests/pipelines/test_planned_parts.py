@@ -231,6 +231,13 @@ def test_tasks_of_several_targets_meet_in_the_sources_order():
     assert list(work_units([], units=units)) == []
 
 
+def test_what_two_targets_try_again_of_one_part_is_tried_once():
+    # One of them lends the other its rows.
+    retried = [task(number, replaces="tar") for number in (1, 2)]
+    units = [unit(1), unit(2)]
+    assert list(work_units([ListedTasks(retried), ListedTasks(retried)], units=units)) == [(one,) for one in retried]
+
+
 def test_plans_of_several_targets_meet_without_being_sorted(cache, tmp_path):
     units = many_units(20)
     one = plan(cache, units, num_views=3)
