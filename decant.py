@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from storage.command_line import check_experiment_word, make_parser
 from storage.commands import run_cache_action
-from storage.errors import DecantError
+from storage.errors import DecantError, UsageError
 
 _EXIT_INTERRUPTED = 130
 _MAX_MESSAGE = 400
@@ -242,19 +242,20 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
     if arguments.command in with_rest:
         return with_rest[arguments.command](arguments, rest)
     if rest:
-        raise _UsageError(f"unknown arguments: {' '.join(rest)}")
+        raise UsageError(f"unknown arguments: {' '.join(rest)}")
     handlers: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]
     handlers = {"plan": _plan, "train": _train, "audit": _audit, "cache": _cache, "demo": _demo}
     return handlers[arguments.command](arguments)
 
 
-class _UsageError(DecantError):
-    exit_code = 2
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 failed, 2 wrong config or usage, 130 interrupted."""
-    arguments, rest = make_parser().parse_known_args(words)
+    words = sys.argv[1:] if words is None else words
+    try:
+        arguments, rest = make_parser().parse_known_args(words)
+    except UsageError as error:
+        # What was asked for can only be seen in the words.
+        return _fail(argparse.Namespace(json="--json" in words, verbose=False), error, status=error.exit_code)
     # Beam, timm and the hub client log freely; what a person must know is in our own output.
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     if not arguments.verbose:

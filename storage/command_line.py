@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from storage.commands import add_cache_actions, positive_number
-from storage.errors import ConfigError
+from storage.errors import ConfigError, UsageError
 
 
 class Add(Protocol):
@@ -18,8 +18,23 @@ class Add(Protocol):
         """Return it; it takes the arguments of its parents, too."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong with the words, so that it is said like every other error: as JSON, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse words.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command; what a command does not know is left to Beam."""
+    """Return the parser of every command; what a command does not know is left to Beam.
+
+    It raises `UsageError` where argparse would end the process.
+    """
 
     def formatter(prog: str) -> argparse.HelpFormatter:
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32)
@@ -36,10 +51,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override one key, for instance --set training.seed=1; repeatable",
     )
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="decant",
         description="Distil models offline: label once with a teacher, train students from the stored labels.",
-        epilog="example:\n  decant demo\n  decant label configs/fashion_mnist.yaml\n  decant train configs/fashion_mnist.yaml",
+        epilog="example:\n  decant demo\n  decant label configs/digits.yaml\n  decant train configs/digits.yaml",
         formatter_class=formatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -105,7 +120,7 @@ def _add_plan(add: Add, *, common: argparse.ArgumentParser, config: argparse.Arg
         "plan",
         parents=[common, config],
         text="Say what labelling would reuse, compute and cost; to measure, some samples are labelled and thrown away.",
-        example="decant plan configs/fashion_mnist.yaml --why",
+        example="decant plan configs/digits.yaml --why",
     )
     plan.add_argument(
         "--why", action="store_true", help="also compare what is asked for with the nearest labels of the cache, field by field"
@@ -120,7 +135,7 @@ def _add_label(add: Add, *, common: argparse.ArgumentParser, config: argparse.Ar
         "label",
         parents=[common, config],
         text="Run the teacher on what is not labelled yet and commit the label set. Unknown options go to Beam.",
-        example="decant label configs/fashion_mnist.yaml --workers 2\n"
+        example="decant label configs/digits.yaml --workers 2\n"
         "  decant label configs/imagenet22k_labels.yaml --runner=FlinkRunner --flink_master=host:8081 --detach",
     )
     label.add_argument("--workers", type=int, help="processes on this machine (default: generation.workers)")
@@ -153,7 +168,7 @@ def _add_audit(add: Add, *, common: argparse.ArgumentParser, config: argparse.Ar
         "audit",
         parents=[common, config],
         text="Run the teacher again on some of the labelled rows and compare; exit status 1 where they differ.",
-        example="decant audit configs/fashion_mnist.yaml --rows 256",
+        example="decant audit configs/digits.yaml --rows 256",
     )
     audit.add_argument("--label-set", help="name or id (default: the one the config's name points at)")
     audit.add_argument("--rows", type=int, default=64, help="rows to look at (default: 64)")
@@ -170,7 +185,7 @@ def _add_repair(add: Add, *, common: argparse.ArgumentParser, config: argparse.A
         "repair",
         parents=[common, config],
         text="Check every byte of an experiment's labels; compute anew what is damaged or missing. Unknown options go to Beam.",
-        example="decant repair configs/fashion_mnist.yaml",
+        example="decant repair configs/digits.yaml",
     )
     repair.add_argument("--dry-run", action="store_true", help="only say what is damaged")
 
@@ -199,6 +214,6 @@ def _add_train(add: Add, *, common: argparse.ArgumentParser, config: argparse.Ar
         "train",
         parents=[common, config],
         text="Train a student: from cached labels, from hard labels, or with the teacher beside it.",
-        example="decant train configs/fashion_mnist.yaml --set training.seed=1",
+        example="decant train configs/digits.yaml --set training.seed=1",
     )
     train.add_argument("--restart", action="store_true", help="begin anew instead of going on from the newest checkpoint")

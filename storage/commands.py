@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -20,11 +21,14 @@ def positive_number(text: str) -> float:
     """Return what an argument says, for argparse.
 
     Raises:
-        ValueError: it is no number above 0.
+        ArgumentTypeError: it is no number above 0.
     """
-    number = float(text)
-    if not number > 0:
-        raise ValueError(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
@@ -71,7 +75,8 @@ def add_cache_actions(
     diff = add(
         "diff",
         text="Say how two label sets differ, and why one was not reused for the other.",
-        example="runs/a/cache birds birds-2\n  decant cache diff runs/a/cache birds birds --other-cache s3://bucket/decant",
+        example="runs/demo/cache digits paper-table-2\n"
+        "  decant cache diff runs/demo/cache digits digits --other-cache s3://bucket/decant",
     )
     diff.add_argument("label_set", help=_LABEL_SET)
     diff.add_argument("other", help="the label set to compare it with")
@@ -80,7 +85,7 @@ def add_cache_actions(
         "watch",
         text="Follow a run of `decant label` until it ends: status 0 when all parts are there, 1 if it failed. Ctrl-C ends only "
         "the watching.",
-        example="s3://bucket/decant\n  decant cache watch runs/demo/cache 20260131-120000-1234abcd --once --json",
+        example="runs/demo/cache digits --once --json\n  decant cache watch s3://bucket/decant 20260131-120000-1234abcd",
     )
     watch.add_argument("run", nargs="?", help="a run, the beginning of its name, or an experiment's name (default: the newest)")
     watch.add_argument("--list", action="store_true", help="list the runs that can be followed")
@@ -118,7 +123,10 @@ def add_cache_actions(
         "import-tinyvit",
         first="folder",
         text="Make a label set of a logits folder in TinyViT's layout.",
-        example="logits/ runs/cache --name tinyvit-22k --teacher CLIP-ViT-L/14-22k --num-classes 21841 --image-size 224",
+        example="logits/ runs/cache --name tinyvit-22k --teacher CLIP-ViT-L/14-22k --num-classes 21841 --image-size 224\n"
+        "  what the demo's labels become when they leave and come back:\n"
+        "  decant cache export runs/demo/cache digits --to runs/logits --layout tinyvit\n"
+        "  decant cache import-tinyvit runs/logits runs/back --name digits --teacher resnet10t --num-classes 10 --image-size 32",
     )
     imported.add_argument("folder", help="folder that holds logits_top100_epoch0 and so on")
     imported.add_argument("cache", help="local path or fsspec URL of the cache")

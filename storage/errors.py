@@ -19,6 +19,12 @@ class ConfigError(DecantError):
     exit_code = 2
 
 
+class UsageError(DecantError):
+    """Words of a command line that are no command."""
+
+    exit_code = 2
+
+
 class SourceError(DecantError):
     """A source that cannot be listed or read as its config says."""
 
