@@ -89,7 +89,15 @@ def import_tinyvit_folder(
     Args:
         image_size: such as "224", or height x width as in "224x192".
         epochs: such as "0-89"; None: all.
+
+    Raises:
+        ConfigError: an argument that cannot be meant.
     """
+    if unit_size < 1 or not 0 <= dead_letter_limit <= 1:
+        raise ConfigError(
+            f"units of {unit_size} samples with a dead letter limit of {dead_letter_limit}: give at least 1 sample, and a limit "
+            "in [0, 1]"
+        )
     with _Bars(shown=_shown(progress)) as bars:
         label_set, report = import_tinyvit(
             folder,

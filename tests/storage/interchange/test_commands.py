@@ -94,6 +94,15 @@ def test_other_views_are_refused(text):
         parse_views(text)
 
 
+@pytest.mark.parametrize("change", [{"unit_size": 0}, {"dead_letter_limit": float("nan")}, {"dead_letter_limit": 1.5}])
+def test_numbers_that_cannot_be_meant_are_refused(tmp_path, change):
+    with pytest.raises(ConfigError, match="give at least 1 sample, and a limit in"):
+        import_tinyvit_folder(
+            str(tmp_path), str(tmp_path / "cache"), name="a", teacher="b", num_classes=3, image_size="224", **change
+        )
+    assert not (tmp_path / "cache").exists()
+
+
 def test_sizes():
     assert parse_size("224") == (224, 224)
     assert parse_size("224x192") == (224, 192)
