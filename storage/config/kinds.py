@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Discriminator
+from pydantic.fields import FieldInfo
 
 
 def kind_or(default: str) -> Discriminator:
@@ -18,3 +19,14 @@ def kind_or(default: str) -> Discriminator:
         return value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
 
     return Discriminator(find)
+
+
+def kind_meant(field: FieldInfo) -> str | None:
+    """Return the kind that is meant where a section at a key, or at an entry of it, names none; None where it must."""
+    waiting = [field.annotation, *field.metadata]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, Discriminator) and callable(found.discriminator):
+            return str(found.discriminator({}))
+        waiting += get_args(found)
+    return None

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from storage.config.experiment import ExperimentConfig
+from storage.config.kinds import kind_meant
 from storage.config.schema import describe_field, is_nullable, item_sections, kind_of, one_of, sections
 
 INTRODUCTION = """\
@@ -70,7 +71,8 @@ def _section(field: FieldInfo, *, path: str, depth: int, seen: dict[tuple[type[B
             yield from ("", f"{'#' * (depth + 1)} {path}, kind: {kind_of(variant)}", "", _text(variant.__doc__ or ""))
         else:
             yield from ("", _text(variant.__doc__ or ""))
-        yield from ("", *_table(variant, prefix=f"{path}.", is_variant=len(variants) > 1))
+        kind = _kind_default(variant, field=field) if len(variants) > 1 else None
+        yield from ("", *_table(variant, prefix=f"{path}.", kind_default=kind))
     for variant in variants:
         for name, inner in variant.model_fields.items():
             yield from _section(inner, path=f"{path}.{name}", depth=depth + 1, seen=seen)
@@ -92,12 +94,17 @@ def _heading(field: FieldInfo) -> Iterator[str]:
     yield " ".join(notes)
 
 
-def _table(section: type[BaseModel], *, prefix: str, is_variant: bool = False) -> Iterator[str]:
+def _kind_default(variant: type[BaseModel], *, field: FieldInfo) -> str:
+    """Return what stands for the default of a variant's kind: it finds the variant, even where the class has a default."""
+    kind = kind_of(variant)
+    return f"`{kind}`" if kind == kind_meant(field) else "required"
+
+
+def _table(section: type[BaseModel], *, prefix: str, kind_default: str | None = None) -> Iterator[str]:
     yield "| key | type | default | description |"
     yield "| --- | --- | --- | --- |"
     for name, field in sorted(section.model_fields.items(), key=lambda item: item[0] != "kind"):
-        # A variant is found by its kind, so the kind must be given even where the class has a default.
-        default = "required" if is_variant and name == "kind" else _default(field)
+        default = kind_default if kind_default is not None and name == "kind" else _default(field)
         cells = [f"`{prefix}{name}`", describe_field(field), default, field.description or ""]
         yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
 

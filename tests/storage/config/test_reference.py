@@ -65,6 +65,10 @@ def test_every_row_has_all_four_cells():
         "| `views` | section of kind evaluation, random_resized_crop, tokens or masked_tokens | `{kind: evaluation}` | Views of each picture or text that are labelled. |",
         "| `training.optimizer.learning_rate` | number > 0 | `0.001` | Peak learning rate. |",
         "| `training.loss` | section | its defaults | Distillation loss and hard-label mix. |",
+        "| `target.kind` | soft_labels | `soft_labels` | Sparse soft labels. |",
+        "| `target.kind` | embeddings | required | One vector a sample. |",
+        "| `training.student.kind` | timm | `timm` | A network of pictures. |",
+        "| `target.codec.kind` | compact | required | Square-root grid. |",
     ],
 )
 def test_rows(row):
