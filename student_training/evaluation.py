@@ -101,6 +101,9 @@ class Evaluator:
             accelerator: of this run.
         """
         was_training = model.training
+        # TinyViT and LeViT of earlier timm keep what they make of their weights until they are trained again, which a moving
+        # average never is: it would be evaluated with the attention biases of the first time.
+        model.train()
         model.eval()
         try:
             totals, left_out = self._count(model, accelerator=accelerator)

@@ -61,6 +61,36 @@ def test_pictures_without_a_label_are_not_counted(pictures):
     assert (accuracy.num_rows, accuracy.top1) == (14, 1.0)
 
 
+class KeepingStudent(ColourStudent):
+    """Keeps what it makes of its weights until it is trained again, as TinyViT of timm 1.0.20 keeps its attention biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(7))
+        self.kept = None
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.kept = None if mode else self.kept
+        return self
+
+    def forward(self, images):
+        self.kept = 3 * self.bias if self.training or self.kept is None else self.kept
+        return super().forward(images) + self.kept
+
+
+def test_a_network_that_is_never_trained_is_evaluated_with_the_weights_it_has_now(pictures):
+    """As a moving average is: its weights are moved between two evaluations, and it stays in evaluation mode."""
+    average, evaluate = KeepingStudent().eval(), evaluator(source_stream(pictures))
+    accuracies = []
+    for bias in (0.0, 9.0):
+        with torch.no_grad():
+            average.bias[1] = bias
+        accuracies.append(evaluate.run(average, accelerator=Accelerator(cpu=True)).top1)
+    assert accuracies == pytest.approx([2 / 3, 1 / 3])
+    assert not average.training
+
+
 def test_the_source_is_checked_before_work_starts(pictures):
     evaluator(source_stream(pictures), num_classes=3).check()
     with pytest.raises(ConfigError, match=f"has label {len(CLASSES) - 1} but the student has 2 classes"):
