@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from storage.config.training import TrainingConfig
 from student_training.checkpoint import CheckpointStore
 from student_training.left_out import DeadLetters
-from student_training.meters import LossGuard, LossMeter, Throughput
+from student_training.meters import LossGuard, LossMeter, Throughput, require_finite_weights
 from student_training.metrics import MetricsLog
 from student_training.plan import StepPlan
 from student_training.rng import capture_generators, restore_generators
@@ -111,7 +111,8 @@ class TrainingLoop:
             store: where checkpoints go.
 
         Raises:
-            DecantError: the loss is not finite, a sample, label or view is not what it should be, or nothing can be written.
+            DecantError: loss or weights are not finite, a sample, label or view is not what it should be, or nothing can be
+                written.
         """
         # A checkpoint is written before the student is evaluated, so that what goes wrong there costs no training.
         if self.evaluation_is_pending:
@@ -178,6 +179,7 @@ class TrainingLoop:
     def _evaluate(self, log: MetricsLog | None) -> None:
         self.guard.flush()
         with self.throughput.pause():
+            self._share_buffers()
             found = self.task.evaluate(self.exported, accelerator=self.accelerator)
         self.dead_letters.add_evaluation(
             found.left_out, step=self.step, num_samples=found.num_samples, accelerator=self.accelerator
@@ -185,6 +187,12 @@ class TrainingLoop:
         self.figures, self.evaluated_step = found.figures, self.step
         if log is not None:
             log.write("evaluation", step=self.step, epoch=self._epochs_done(), figures=self.figures)
+
+    def _share_buffers(self) -> None:
+        """Give every process the main one's buffers, which are exported: batch norm has statistics of a process's share."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.exported.buffers():
+                buffer.copy_(broadcast(buffer.contiguous()))
 
     def _epochs_done(self) -> float:
         epoch, inside = self.plan.position(self.step)
@@ -197,6 +205,7 @@ class TrainingLoop:
     def _save(self, store: CheckpointStore) -> None:
         self._settle()
         with self.throughput.pause():
+            require_finite_weights(self.student, step=self.step)
             state = {**self.state(), "identity": self.identity}
             if self.accelerator.is_main_process:
                 store.save(state, step=self.step)

@@ -10,16 +10,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from storage.errors import DecantError
 
 _MAX_PENDING = 8
 _MAX_KEYS = 8
+_REMEDY = (
+    "Lower training.optimizer.learning_rate, set training.clip_grad_norm, or use precision fp32 or bf16: that makes it another "
+    "run, for another training.output or --restart"
+)
 
 
 class DivergenceError(DecantError):
-    """The loss of a step is not a number."""
+    """The loss of a step, or weights, are not numbers."""
 
 
 class LossGuard:
@@ -69,8 +73,21 @@ class LossGuard:
         named = ", ".join(map(repr, keys[:_MAX_KEYS])) + others
         raise DivergenceError(
             f"the loss of step {step} is {loss.item()}, on the samples {named}; the weights are of no use any more, and nothing "
-            "was written after the last checkpoint. Lower training.optimizer.learning_rate, set training.clip_grad_norm, or use "
-            "precision fp32 or bf16; a rerun goes on from the last checkpoint"
+            f"was written after the last checkpoint. {_REMEDY}"
+        )
+
+
+def require_finite_weights(module: nn.Module, *, step: int) -> None:
+    """Check weights before they are written: an update may spoil them whose own loss was finite.
+
+    Raises:
+        DivergenceError: one of them is not finite.
+    """
+    finite = [torch.isfinite(parameter).all() for parameter in module.parameters()]
+    if finite and not torch.stack(finite).all():
+        raise DivergenceError(
+            f"weights are not finite after step {step}, whose loss was; they were not written, and the checkpoint before is the "
+            f"newest. {_REMEDY}"
         )
 
 

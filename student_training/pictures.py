@@ -15,6 +15,7 @@ from storage.sources import open_source
 from storage.streams.base import StreamRows
 from storage.streams.source_stream import SourceStream
 from student_training.batch import Batch, Normalizer
+from student_training.class_names import require_same_classes
 from student_training.data import Collate, PictureCollate
 from student_training.evaluation import Evaluator
 from student_training.export import export_student
@@ -182,7 +183,7 @@ def build_evaluator(job: Job, *, preprocessing: Preprocessing, num_classes: int)
     """Return the evaluation of a training, its source checked; None if there is none.
 
     Raises:
-        ConfigError: the source's labels do not fit.
+        ConfigError: the source's labels do not fit, or are of other classes.
         SourceError: it cannot be listed or read.
     """
     evaluation = job.training.evaluation
@@ -197,4 +198,5 @@ def build_evaluator(job: Job, *, preprocessing: Preprocessing, num_classes: int)
         loader_workers=job.training.loader_workers,
     )
     evaluator.check()
+    require_same_classes(job, evaluated=evaluator.stream)
     return evaluator

@@ -23,15 +23,30 @@ def open_accelerator(config: TrainingConfig) -> Iterator[Accelerator]:
     accelerate keeps its state in the process; it is cleared here, so that one process can train several students in turn.
 
     Raises:
-        ConfigError: a device that is not there, or a precision that it does not compute in.
+        ConfigError: a device that is not there, a precision that it does not compute in, or gradient accumulation.
     """
     device = resolve_device(config.device)
     check_precision(config.precision, device=device)
     _forget_state()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=_PRECISIONS[config.precision])
+    _require_one_batch_an_update(accelerator)
     yield accelerator
     accelerator.end_training()
     _forget_state()
+
+
+def _require_one_batch_an_update(accelerator: Accelerator) -> None:
+    """Refuse what a launcher asks for and an update does not do: accelerate divides the gradient by it all the same.
+
+    Raises:
+        ConfigError: it asks for gradients of several batches.
+    """
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            f"the environment asks for {accelerator.gradient_accumulation_steps} gradient accumulation steps "
+            "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS), and an update is of one batch, whose gradient would be divided by as "
+            "many; unset it: training.batch_size is the size of an update, shared out to all processes"
+        )
 
 
 def count_local_processes(accelerator: Accelerator) -> int:

@@ -57,7 +57,8 @@ def train(
     """Train a student and return what it came to; in several processes, each calls this and each gets the result.
 
     A killed run goes on from its last checkpoint: on the same number of processes, with the weights it would have had. A finished
-    run is not run again. Batch norm statistics are those of each process's share of a batch.
+    run is not run again. Batch norm statistics are those of each process's share of a batch; the main process's are evaluated and
+    exported.
 
     Args:
         config: an experiment with a training section.
@@ -73,7 +74,7 @@ def train(
     Raises:
         ConfigError: a setting cannot be run here; found before the first update.
         MismatchError: the output folder holds another run, or rows do not fit.
-        DivergenceError: the loss is not finite.
+        DivergenceError: the loss is not finite, or weights are not.
         CorruptError: no checkpoint is whole, or stored labels are damaged.
         SourceError: a source cannot be read.
         SampleError: a picture that was labelled cannot be read.

@@ -97,6 +97,11 @@ class LabelStream:
         """The label set that is read."""
         return self._label_set
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names of the source in the order of labels; None where it does not say."""
+        return self._source.classes
+
     def identity(self) -> str:
         """Return a fingerprint of the rows and their order."""
         named = {"label_set": self._label_set.manifest.id, "stream": 1}

@@ -131,6 +131,11 @@ class PictureTargetStream:
         self.__dict__.update(state)
         self._reset()
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names of the source in the order of labels; None where it does not say."""
+        return self._pictures.classes
+
     def identity(self) -> str:
         """Return a fingerprint of the rows and their order."""
         label_sets = {name: reader.label_set.manifest.id for name, reader in self._readers.items()}

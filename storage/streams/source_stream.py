@@ -102,6 +102,11 @@ class SourceStream:
         return self._indexed().block_rows
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in the order of labels; None where the source does not say."""
+        return self._source.classes
+
+    @property
     def num_labelled(self) -> int:
         """Samples with a hard label, of those that are read."""
         return self._indexed().num_labelled

@@ -45,6 +45,11 @@ class UnitPictures:
         self.__dict__.update(state)
         self._reset()
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in the order of labels; None where the source does not say."""
+        return self._source.classes
+
     def _reader(self, part: int) -> UnitReader:
         unit = self._units[part]
         reader = self._open.get(unit.name)

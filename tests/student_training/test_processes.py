@@ -10,12 +10,18 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from storage.config.training import PreprocessingConfig
+from storage.errors import ConfigError
+from student_training.evaluation import Evaluator
 from student_training.metrics import read_metrics
+from student_training.students import resolve_preprocessing
 from student_training.trainer import train
-from tests.student_training.support import VIEW, TeachingStream, make_config, source_stream, write_pictures
+from tests.student_training.support import MAX_PIXELS, VIEW, TeachingStream, make_config, source_stream, write_pictures
 
 SETTINGS = {
     "targets": {"kind": "cached"},
@@ -106,3 +112,49 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
+
+
+def run_with_batch_norm(pictures, folder, *, ema_decay):
+    settings = {**SETTINGS, "targets": {"kind": "hard"}, "student": {"name": "test_resnet"}, "loss": {}, "ema_decay": ema_decay}
+    return train(
+        make_config(pictures, folder, evaluation=True, **settings),
+        stream=source_stream(pictures),
+        view=VIEW,
+        num_classes=3,
+    )
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_figures_are_those_of_the_student_that_leaves(tmp_path, ema_decay):
+    """Every process has batch norm statistics of its own; the main one's are exported."""
+    pictures = write_pictures(tmp_path / "pictures")
+    folder = tmp_path / "two"
+    start(
+        f"""
+        from pathlib import Path
+        from tests.student_training.test_processes import run_with_batch_norm
+
+        run_with_batch_norm(Path({str(pictures)!r}), Path({str(folder)!r}), ema_decay={ema_decay})
+        """,
+        world_size=2,
+    )
+    student = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    found = Evaluator(
+        stream=source_stream(pictures),
+        preprocessing=resolve_preprocessing(PreprocessingConfig(), model=student, view=VIEW),
+        num_classes=3,
+        batch_size=10,
+        max_pixels=MAX_PIXELS,
+    ).run(student, accelerator=Accelerator(cpu=True))
+    (*_, last) = (line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "evaluation")
+    assert last["cross_entropy"] == pytest.approx(found.cross_entropy, rel=1e-5)
+
+
+def test_gradients_of_several_batches_are_refused(tmp_path, monkeypatch):
+    """A launcher may ask for them; accelerate would divide the gradient of each batch by their number."""
+    pictures = write_pictures(tmp_path / "pictures", per_class=3)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ConfigError, match=r"asks for 4 gradient accumulation steps .*; unset it: training.batch_size"):
+        run_here(pictures, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

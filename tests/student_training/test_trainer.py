@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from storage.errors import ConfigError, CorruptError, MismatchError
 from storage.views import view_digest
+from student_training.meters import DivergenceError
 from student_training.metrics import read_metrics
 from student_training.trainer import train
 from tests.student_training.support import VIEW, TeachingStream, make_config, source_stream, write_pictures
@@ -173,6 +174,23 @@ def test_a_loss_that_is_not_a_number_stops_before_anything_is_written(pictures, 
     assert not (tmp_path / "checkpoints").exists()
     assert not (tmp_path / "model.safetensors").exists()
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_weights_that_are_not_numbers_are_not_written(pictures, tmp_path):
+    """The last update may spoil them without any loss that shows it."""
+    config = make_config(
+        pictures,
+        tmp_path,
+        epochs=1,
+        batch_size=24,
+        checkpoint_every_steps=1,
+        optimizer={"name": "sgd", "learning_rate": 3e38, "weight_decay": 1e4},
+        schedule={"name": "linear", "warmup_epochs": 0.5, "warmup_learning_rate": 1e-3},
+    )
+    with pytest.raises(DivergenceError, match=r"weights are not finite after step 2, .*checkpoint before is the newest. Lower"):
+        train(config, stream=source_stream(pictures), view=VIEW, num_classes=3)
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.pt")] == ["step-00000001.pt"]
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
