@@ -87,7 +87,7 @@ def export_student(
     Args:
         model: not wrapped.
         folder: where to.
-        config: name and arguments of the network.
+        config: name and arguments of the network; where the name is of a folder or a place on the hub, what lies there says both.
         num_classes: classes of its head.
         preprocessing: its input.
         weights: whose they are.
@@ -99,15 +99,27 @@ def export_student(
     safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
     temporary.replace(path)
     description = {
-        "architecture": config.name,
+        "architecture": _architecture(model, name=config.name),
         "num_classes": num_classes,
-        "model_args": config.kwargs,
+        "model_args": {**_arguments_of_folder(model), **config.kwargs},
         "pretrained_cfg": {"num_classes": num_classes, **preprocessing.to_timm()},
         "weights": weights,
         "timm": timm.__version__,
     }
     write_json(folder / DESCRIPTION_FILE, description)
     return path
+
+
+def _architecture(model: nn.Module, *, name: str) -> str:
+    """Return the name by which timm makes the network; that of a folder or of the hub is where its description lies."""
+    given: Any = getattr(model, "pretrained_cfg", {})
+    return str(given["architecture"]) if ":" in name else name
+
+
+def _arguments_of_folder(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments that timm took from the description in a folder or on the hub."""
+    given: dict[str, Any] = getattr(model, "pretrained_model_args", {})
+    return {name: value for name, value in given.items() if name != "num_classes"}
 
 
 def write_result(result: TrainingResult, *, folder: Path, identity: dict[str, Any], evaluation: Any) -> None:
