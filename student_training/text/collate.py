@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from storage.errors import MismatchError
+from storage.sources.base import NO_LABEL
 from storage.streams.base import TextRows
 from storage.text.token_rows import TokenRows
 from student_training.batch import to_tensor
@@ -28,13 +30,20 @@ class TextCollate:
 
     Attributes:
         max_length: most tokens that the student takes; no padding goes beyond it.
+        num_classes: hard labels must be below it; None: they are not used.
     """
 
     max_length: int
+    num_classes: int | None = None
 
     def __call__(self, rows: TextRows, *, step: int, pool: ThreadPoolExecutor | None) -> TextBatch:
-        """Return rows as tensors."""
+        """Return rows as tensors.
+
+        Raises:
+            MismatchError: a hard label does not fit the student.
+        """
         del pool
+        self._check_labels(rows)
         tokens = rows.tokens
         longest = int(tokens.lengths.max())
         width = max(longest, min(-(-longest // _PADDING_STEP) * _PADDING_STEP, self.max_length))
@@ -56,6 +65,14 @@ class TextCollate:
                 for name, stored in rows.targets.items()
             },
         )
+
+    def _check_labels(self, rows: TextRows) -> None:
+        if self.num_classes is not None and rows.labels.max(initial=NO_LABEL) >= self.num_classes:
+            worst = int(np.argmax(rows.labels))
+            raise MismatchError(
+                f"text {rows.keys[worst]!r} has label {rows.labels[worst]} but the student has {self.num_classes} classes (0 to "
+                f"{self.num_classes - 1}); raise training.student.num_classes, or check the source's labels"
+            )
 
 
 def _places(tokens: TokenRows, *, width: int) -> IntArray:

@@ -103,7 +103,7 @@ def build_text_task(job: TextJob, *, accelerator: Accelerator) -> TextTask:
         mean_class_probs=job.mean_class_probs,
         heads={name: head.to(accelerator.device) for name, head in job.heads.items()},
     )
-    collate = TextCollate(max_length=view.length)
+    collate = TextCollate(max_length=view.length, num_classes=student.shape.num_classes if job.uses_labels else None)
     return TextTask(
         job=job,
         module=learner,

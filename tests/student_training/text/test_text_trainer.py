@@ -306,3 +306,17 @@ def test_labels_of_an_earlier_release_that_are_one_token_off_are_refused(tmp_pat
     config = make_text_config(tmp_path, target={"k": 4, "positions": "next"}, training={"student": CAUSAL_LM})
     with pytest.raises(MismatchError, match=r"is one token off: a masked_lm gives at each token what the token itself may be"):
         run_experiment(config, say=silent)
+
+
+@pytest.mark.parametrize("targets", ["hard", "cached"])
+def test_a_label_beyond_the_students_classes_is_told_with_its_text(tmp_path, tokenizer, targets):
+    path, sha256 = tokenizer
+    documents = topic_documents(num=16)
+    sections = {"source": write_corpus(tmp_path / "corpus.jsonl", documents)}
+    training = {"student": {**CNN, "num_classes": 2}, "targets": {"kind": targets}, "tokenizer": path}
+    if targets == "cached":
+        target = SoftLabelsSpec(num_classes=2, k=2, codec=CompactCodec())
+        make_label_set(tmp_path, documents=documents, target=target, tokenizer_sha256=sha256)
+        sections, training = {"target": {"k": 2}}, {**training, "loss": {"hard_weight": 0.5}}
+    with pytest.raises(MismatchError, match=r"text 'text\d+' has label 2 but the student has 2 classes \(0 to 1\); raise"):
+        run_experiment(make_text_config(tmp_path, training=training, **sections), say=silent)
