@@ -23,6 +23,7 @@ from pipelines.engine import (
     run_pipeline,
     runs_elsewhere,
     submit_pipeline,
+    waits_for_dead_workers,
     workers_per_machine,
 )
 from pipelines.label_report import LabelReport, make_report
@@ -34,6 +35,7 @@ from pipelines.planned_run import PlannedRun
 from pipelines.progress import RunProgress
 from pipelines.retry import retry_tasks
 from pipelines.run_times import RunTimes, summed
+from pipelines.silent_workers import SilentWorkers
 from pipelines.survey import Survey, survey_run, survey_targets
 from pipelines.transforms import LabelTasks, LabelUnits, NameTaskFiles
 from pipelines.work_units import work_units
@@ -287,8 +289,13 @@ def _run_to_the_end(started: _StartedRun, *, progress: bool, line_seconds: float
     folder, info = started.folder, started.info
     with reported_end(folder), RunProgress(folder, info=info, show=progress, line_seconds=line_seconds):
         for pipeline in started.pipelines:
+            workers = SilentWorkers(folder, info=info) if waits_for_dead_workers(pipeline._options) else None
+
+            def is_over(_error: str, workers: SilentWorkers | None = workers) -> bool:
+                return has_refused(folder) or (workers is not None and workers.look())
+
             try:
-                run_pipeline(pipeline, until=lambda _: has_refused(folder))
+                run_pipeline(pipeline, until=is_over)
             except (WorkerDiedError, EngineLostError):
                 raise
             except Exception as error:

@@ -31,7 +31,7 @@ from storage.cache import Cache
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
 from storage.errors import CacheError, DeadLetterLimitError, DecantError, MismatchError, SourceError
 from storage.filesystem import Store
-from storage.label_runs.heartbeat import Heartbeat
+from storage.label_runs.heartbeat import BEAT_SECONDS, Heartbeat
 from storage.parts import PartRecord
 from storage.sources import open_source
 from storage.specs import RequestSpec
@@ -133,6 +133,8 @@ class LabelUnits(beam.DoFn):
             else:
                 missing.append(task)
         if not missing:
+            # Where another run did the work, going past its parts may take long, too.
+            self._heartbeat.beat(after_seconds=BEAT_SECONDS)
             return
         with self._heartbeat.working():
             try:

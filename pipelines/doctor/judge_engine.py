@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pipelines.doctor.findings import Finding, Heard
 
 _SHOWN_CHARACTERS = 600
-_SHIP = "install it in the environment whose `python` the worker pool finds, or ship it with the job: --setup_file ./setup.py"
+_SHIP = (
+    "install it in the environment whose `python` the worker pool finds, or, where Beam's entry point starts workers "
+    "(docs/cluster.md), ship it with the job: --setup_file ./setup.py"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

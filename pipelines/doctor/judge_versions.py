@@ -65,7 +65,10 @@ def _difference(name: str, *, found: str, wanted: str, place: str, allowed: bool
     elif name == PYTHON:
         remedy = "" if tolerable else f"Use Python {minor} on both sides: functions do not travel between versions"
     elif name in ("decant", CODE):
-        remedy = f"Install this decant {_INSTALL_WHERE}; or ship it with the job: --setup_file ./setup.py from its source tree"
+        remedy = (
+            f"Install this decant {_INSTALL_WHERE}; or, where Beam's entry point starts workers (docs/cluster.md), ship it with "
+            "the job: --setup_file ./setup.py from its source tree"
+        )
     elif wanted == MISSING:
         remedy = f"pip install '{name}=={found}' here"
     else:

@@ -2,6 +2,7 @@
 
 from pipelines.engine.failures import failure_of
 from pipelines.engine.following import EngineLostError
+from pipelines.engine.job_service import waits_for_dead_workers
 from pipelines.engine.local import WorkerDiedError
 from pipelines.engine.names import LOCAL_RUNNER, runner_name
 from pipelines.engine.options import pipeline_options
@@ -23,5 +24,6 @@ __all__ = [
     "runs_elsewhere",
     "runs_in_this_process",
     "submit_pipeline",
+    "waits_for_dead_workers",
     "workers_per_machine",
 ]

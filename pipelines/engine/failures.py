@@ -14,13 +14,18 @@ _JAVA_FRAMES = re.compile(r"^\s+(?:at [\w.$/<>]+\(.*\)|\.\.\. \d+ more)\s*$\n?",
 
 _HINTS = {
     r"No module named '(?:pipelines|storage|decant)": "workers have no decant: install it on every worker as it is here, use the "
-    "worker image, or, where workers are containers, give --setup_file=./setup.py",
+    "worker image, or, where Beam's entry point starts workers (docs/cluster.md), give --setup_file=./setup.py",
     r"Can't get attribute '\w+' on <module '(?:pipelines|storage)": "workers have another decant than this process: "
     "install the same version on every worker, and restart the worker pools",
     r"No module named '": "a worker lacks a package: install it on every worker as it is here",
     r"NoResourceAvailable": "Flink has no free slot for the job: start task managers, or give a smaller --parallelism",
-    r"UNAVAILABLE: io exception|Connection refused": "an engine's host does not reach its worker pool: start it on every "
-    "host, at the address of --environment_config",
+    r"Unable to fetch remote job server jar": "give Beam's job server jar as --flink_job_server_jar=FILE or "
+    "--spark_job_server_jar=FILE, or put it where the message says",
+    r"ConnectionPool\(.*/v1/jars/": "the Flink of --flink_master ended, or cannot be reached any more, while the job was handed "
+    "to it: start it again, and run the same command again",
+    # Of other connections that are refused, a worker's own among them, nothing is known.
+    r"UNAVAILABLE: io exception|ConnectException: Connection refused": "an engine's host does not reach its worker pool: start "
+    "it on every host, at the address of --environment_config",
 }
 
 

@@ -14,13 +14,23 @@ _ANSWER_SECONDS = 5
 
 
 class FlinkWatch:
-    """The job of a name that was submitted after this was made."""
+    """The job of a name that was submitted after this was made.
+
+    Raises:
+        EngineLostError: Flink does not answer.
+    """
 
     def __init__(self, master: FlinkMaster, *, job_name: str) -> None:
         self._master = master
         self._name = job_name
         self._id: str | None = None
-        self._before = {job["jid"] for job in self._jobs()}
+        try:
+            self._before = {job["jid"] for job in self._jobs()}
+        except SilentError as error:
+            raise EngineLostError(
+                f"the Flink at {master.url} does not answer any more ({error}): its job manager ended, or cannot be reached, "
+                f"while the run was planned. Start it again. {RESUME}"
+            ) from error
         self._silence = Silence(
             what=f"the Flink at {master.url}", remedy="its job manager has ended or cannot be reached any more: start it again"
         )
@@ -66,10 +76,11 @@ class FlinkWatch:
         return "" if self._id is None else self._why_failed()
 
     def cancel(self) -> None:
-        """Cancel the job."""
-        if self._id is not None:
-            with contextlib.suppress(SilentError):
-                ask(f"{self._master.url}/v1/jobs/{self._id}?mode=cancel", method="PATCH", seconds=_ANSWER_SECONDS)
+        """Cancel the job, also one that was not seen yet."""
+        with contextlib.suppress(SilentError):
+            job = {"jid": self._id} if self._id else self._newest(self._jobs())
+            if job is not None:
+                ask(f"{self._master.url}/v1/jobs/{job['jid']}?mode=cancel", method="PATCH", seconds=_ANSWER_SECONDS)
 
     def _jobs(self) -> list[dict[str, Any]]:
         said = ask(f"{self._master.url}/v1/jobs/overview", seconds=_ANSWER_SECONDS)

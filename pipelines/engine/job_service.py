@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
 from pipelines.engine.addresses import Address, parse_address, why_silent
 from pipelines.engine.environment import check_environment, watched_pool
 from pipelines.engine.following import AddressWatch, Silence
 from pipelines.engine.names import runner_name
 from storage.errors import ConfigError
+
+_EMBEDDED = "embed"
+"""What Beam calls its own job service in this process."""
+_ANSWER_SECONDS = 10
 
 
 def job_service(options: PipelineOptions) -> Address | None:
@@ -54,3 +60,23 @@ def watch_job_service(options: PipelineOptions) -> AddressWatch | None:
             remedy="it was killed, or its machine ran out of memory (lower generation.batch_size): start it again",
         )
     return AddressWatch(watched=watched)
+
+
+def waits_for_dead_workers(options: PipelineOptions) -> bool:
+    """Return whether a job may wait for ever for a worker process that is gone: on Beam's own job services, in Python and Prism.
+
+    Other engines notice it, and start another or let the job fail. Theirs say which options they know; Beam's own know none. One
+    that does not answer now is left alone.
+    """
+    endpoint, address = options.view_as(PortableOptions).job_endpoint, job_service(options)
+    if endpoint == _EMBEDDED or (endpoint is None and runner_name(options) == "prismrunner"):
+        return True
+    if address is None:
+        return False
+    try:
+        with grpc.insecure_channel(str(address)) as channel:
+            request = beam_job_api_pb2.DescribePipelineOptionsRequest()
+            service = beam_job_api_pb2_grpc.JobServiceStub(channel)
+            return not service.DescribePipelineOptions(request, timeout=_ANSWER_SECONDS).options
+    except grpc.RpcError:
+        return False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import silent_workers
 from pipelines.engine import following
 from tests.integration.job_service import options_for, start_job_service, start_worker_pool
 from tests.pipelines.support import colour_teacher, run_decant, snapshot, timm_teacher, write_config
@@ -167,3 +168,30 @@ def test_a_server_that_is_killed_ends_the_command(command, made, tmp_path, monke
     assert ended.status == 1
     assert "run the same command again to go on" in ended.err
     assert ("worker pool" if victim == "pool" else "job service") in ended.err
+
+
+def test_a_worker_that_is_killed_ends_the_command_which_goes_on_when_run_again(command, made, tmp_path, monkeypatch, options):
+    """The pool and the service live on, and would wait for ever."""
+    killed = []
+
+    def kill():
+        while not list((tmp_path / "cache").rglob("*.tar")):
+            time.sleep(0.05)
+        (alive,) = (tmp_path / "cache" / "runs").glob("*/alive/*.json")
+        killed.append(json.loads(alive.read_bytes()))
+        os.kill(killed[0]["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    config = made(teacher=colour_teacher(seconds_per_batch=0.25), views=8, generation={"views_per_part": 1})
+    with monkeypatch.context() as hurried:
+        hurried.setattr(silent_workers, "BEAT_SECONDS", 1.0)
+        hurried.setattr(silent_workers, "SILENT_SECONDS", 10.0)
+        ended = command("label", config, *options)
+    assert ended.status == 1
+    assert f"worker process {killed[0]['pid']} on host {killed[0]['host']} has not been heard of" in ended.err
+    assert "run the same command again to go on" in ended.err
+    num_there = len(list((tmp_path / "cache").rglob("*.tar")))
+    assert 0 < num_there < 24
+    again = command("label", config, *options, "--json")
+    assert again.status == 0, again.err

@@ -22,6 +22,7 @@ from pipelines.teacher_memo import TeacherFacts
 from pipelines.transforms import LabelTasks, LabelUnits, NameTaskFiles, ReadTasks, shared_teacher
 from storage.cache import Cache
 from storage.errors import MismatchError
+from storage.label_runs.folder import RunFolder
 from storage.sources import SourceUnit, index_source, open_source
 from storage.specs import PartSpec
 from tests.pipelines.networks import RAISE_COLOUR
@@ -151,6 +152,19 @@ def test_a_part_that_is_there_already_is_not_computed_again(tmp_path):
     records = {name: run.cache.store.read(name) for name in run.cache.store.names("requests")}
     assert counters(run.start(expected=[task.part.name for task in run.tasks])) == {"units_reused": 3}
     assert {name: run.cache.store.read(name) for name in run.cache.store.names("requests")} == records
+
+
+def test_a_worker_is_heard_while_it_goes_past_what_others_made(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.start()
+    monkeypatch.setattr(transforms, "BEAT_SECONDS", 0.0)
+    label_units, folder = run.label_units, RunFolder(store=run.cache.store, name="r")
+    label_units.setup()
+    label_units.start_bundle()
+    for task in run.tasks:
+        heard = folder.last_heard()
+        assert list(label_units.process((task,))) == [task.part.name]
+        assert folder.last_heard() != heard
 
 
 def test_a_unit_that_cannot_be_labelled_is_written_down_and_the_others_go_on(tmp_path):

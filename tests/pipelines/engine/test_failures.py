@@ -44,7 +44,8 @@ def test_an_error_in_a_worker_is_raised_and_can_be_told_in_a_line():
             DecantError,
             (
                 "the pipeline failed: ModuleNotFoundError: No module named 'pipelines'; workers have no decant: install it on every worker "
-                "as it is here, use the worker image, or, where workers are containers, give --setup_file=./setup.py"
+                "as it is here, use the worker image, or, where Beam's entry point starts workers (docs/cluster.md), give "
+                "--setup_file=./setup.py"
             ),
         ),
         (
@@ -60,6 +61,32 @@ def test_an_error_in_a_worker_is_raised_and_can_be_told_in_a_line():
             ),
         ),
         ("connection refused", DecantError, "the pipeline failed: connection refused"),
+        (
+            "requests.exceptions.ConnectionError: HTTPSConnectionPool(host='hub', port=443): [Errno 111] Connection refused\n",
+            DecantError,
+            (
+                "the pipeline failed: requests.exceptions.ConnectionError: HTTPSConnectionPool(host='hub', port=443): [Errno 111] "
+                "Connection refused"
+            ),
+        ),
+        (
+            "HTTPConnectionPool(host='h', port=8081): Max retries exceeded with url: /v1/jars/upload ([Errno 111] Connection refused)",
+            DecantError,
+            (
+                "the pipeline failed: HTTPConnectionPool(host='h', port=8081): Max retries exceeded with url: /v1/jars/upload ([Errno 111] "
+                "Connection refused); the Flink of --flink_master ended, or cannot be reached any more, while the job was handed to it: "
+                "start it again, and run the same command again"
+            ),
+        ),
+        (
+            "Unable to fetch remote job server jar at https://m/x.jar: <urlopen error [Errno 111] Connection refused>. stage it at /c/x.jar",
+            DecantError,
+            (
+                "the pipeline failed: Unable to fetch remote job server jar at https://m/x.jar: <urlopen error [Errno 111] Connection "
+                "refused>. stage it at /c/x.jar; give Beam's job server jar as --flink_job_server_jar=FILE or "
+                "--spark_job_server_jar=FILE, or put it where the message says"
+            ),
+        ),
         ("", DecantError, "the pipeline failed: RuntimeError('')"),
     ],
 )

@@ -92,10 +92,20 @@ def test_a_job_manager_that_came_back_without_its_jobs_is_noticed(rest, watch):
         watch.look()
 
 
-def test_a_job_can_be_cancelled_once_it_is_known(rest, watch):
+def test_a_job_manager_that_died_while_a_run_was_planned_is_named():
+    with flink_rest() as rest:
+        master = FlinkMaster(url=rest.url)
+    with pytest.raises(EngineLostError, match=rf"the Flink at {rest.url} does not answer any more \(Connection refused\)"):
+        FlinkWatch(master, job_name="decant-1")
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_job_can_be_cancelled_also_before_it_was_seen(rest, watch, seen):
     watch.cancel()
     assert rest.cancelled == []
+    rest.add_job("b0", "another")
     rest.add_job("a1", "decant-1")
-    watch.look()
+    if seen:
+        watch.look()
     watch.cancel()
     assert rest.cancelled == ["/v1/jobs/a1?mode=cancel"]
