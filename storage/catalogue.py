@@ -84,9 +84,10 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         "num_full_rows": statistics.num_full_rows,
         "agreement": statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None,
     }
-    letters = _dead_letters(label_set) if with_dead_letters else []
+    letters, num_outdated = _dead_letters(label_set) if with_dead_letters else ([], 0)
     if with_dead_letters:
         figures["dead_letters"] = [letter.model_dump() for letter in letters]
+        figures["num_outdated_parts"] = num_outdated
     request = manifest.request
     made_by = "; ".join(", ".join(f"{what} {value}" for what, value in sorted(made.items())) for made in manifest.provenance)
     lines = [
@@ -112,6 +113,11 @@ def show_label_set(url: str, *, name: str, with_dead_letters: bool = False) -> d
         f"{'all views' if letter.view is None else f'view {letter.view}'}, {letter.stage}: {letter.reason}"
         for letter in letters
     ]
+    if num_outdated:
+        lines.append(
+            f"  made anew      {num_outdated:,} parts were tried again or made anew since: their dead letters are those of now. "
+            f"The label set reads them as they were; to read them as they are now, {label_set.again}"
+        )
     # Many fail in the same place: each is said once.
     for trace, count in Counter(letter.traceback for letter in letters if letter.traceback).most_common():
         lines.append(f"  raised         {count:,} of these dead letters, innermost last")
@@ -146,10 +152,12 @@ def _teacher_lines(teacher: TeacherSpec | TextTeacherSpec | ImportedTeacher) -> 
     return [f"  teacher        {precision}", f"                 weights {teacher.weights_sha256}"]
 
 
-def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
+def _dead_letters(label_set: LabelSet) -> tuple[list[DeadLetter], int]:
+    """Return the dead letters of a label set's parts, and how many of these have another tar by now than the one that is read."""
     store = label_set.cache.store
     letters: list[DeadLetter] = []
-    for index, row in enumerate(label_set.parts.select(["first_view", "num_views"]).to_pylist()):
+    num_outdated = 0
+    for index, row in enumerate(label_set.parts.select(["first_view", "num_views", "tar_name"]).to_pylist()):
         name = f"{label_set.tar_path(index).rsplit('.', 2)[0]}.json"
         try:
             record = PartRecord.from_bytes(store.read(name), origin=f"{store.url}/{name}")
@@ -157,7 +165,8 @@ def _dead_letters(label_set: LabelSet) -> list[DeadLetter]:
             raise CorruptError(f"{store.url}/{name} is missing, and with it the dead letters; {label_set.again}") from error
         views = range(row["first_view"], row["first_view"] + row["num_views"])
         letters += [letter for letter in record.dead_letters if letter.view is None or letter.view in views]
-    return letters
+        num_outdated += record.tar_name != row["tar_name"]
+    return letters, num_outdated
 
 
 def verify_label_sets(url: str, *, name: str | None = None, quick: bool = False, progress: bool = True) -> dict[str, Any]:

@@ -251,9 +251,14 @@ def test_label_sets_that_share_the_part_stay_whole_until_they_are_labelled_again
     label(config, retry=True)
     assert verify(opened(other)).problems == ()
     assert rows_of(other) == rows
+    shown = show_label_set(other.cache, name="other", with_dead_letters=True)
+    assert (shown["num_rows"], shown["num_dead_letters"], shown["num_outdated_parts"]) == (9, 3, 2)
+    assert "2 parts were tried again or made anew since: their dead letters are those of now. The label set" in shown["text"]
+    assert "The label set reads them as they were; to read them as they are now, run decant label again" in shown["text"]
     label(other)
     assert opened(other).manifest.num_rows == 11
     assert verify(opened(other)).problems == ()
+    assert show_label_set(other.cache, name="other", with_dead_letters=True)["num_outdated_parts"] == 0
 
 
 def test_a_lagging_writer_of_the_replaced_part_removes_nothing(tmp_path, monkeypatch):
