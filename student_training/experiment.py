@@ -19,7 +19,7 @@ from storage.errors import ConfigError
 from storage.label_set import LabelSet
 from storage.serving import served_target, soft_labels_name
 from storage.sources import open_source
-from storage.specs import ImportedView, ViewSpec
+from storage.specs import ImportedView, SampledCodec, SoftLabelsSpec, ThresholdCodec, ViewSpec
 from storage.streams.base import RowStream, StreamRows
 from storage.streams.label_stream import LabelStream
 from storage.upkeep.reading import hold_label_set
@@ -173,6 +173,7 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
             f"training.sample_fraction: {training.sample_fraction} only works with hard labels; label a smaller source instead"
         )
     request = label_set.manifest.request
+    _require_temperature_of_draws(request.soft_labels, training=training)
     imported = isinstance(request.view, ImportedView)
     return _Rows(
         stream=LabelStream(label_set, source=open_source(source), target=target, held_blocks=training.shuffle_window_blocks + 1),
@@ -183,6 +184,17 @@ def _cached_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:
         note=OTHER_VIEWS if imported else None,
         label_set=label_set,
     )
+
+
+def _require_temperature_of_draws(spec: SoftLabelsSpec, *, training: TrainingConfig) -> None:
+    """Refuse drawn labels at another temperature: the expected value of a power of a draw is not that of the probability."""
+    drawn_at, matched_at = spec.generation_temperature, training.loss.distillation_temperature
+    if isinstance(spec.codec, SampledCodec | ThresholdCodec) and matched_at != drawn_at and training.loss.hard_weight < 1:
+        raise ConfigError(
+            f"training.loss.distillation_temperature is {matched_at:g} and the labels were drawn at {drawn_at:g} (codec "
+            f"{spec.codec.kind}): changing it afterwards would bias them; set distillation_temperature: {drawn_at:g}, or label "
+            f"at {matched_at:g}"
+        )
 
 
 def _hard_rows(config: ExperimentConfig, training: TrainingConfig) -> _Rows:

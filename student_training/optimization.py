@@ -21,7 +21,7 @@ def create_optimizer(model: nn.Module, *, config: OptimizerConfig) -> torch.opti
     """Return timm's optimiser over the model; biases and norms are not decayed.
 
     Raises:
-        ConfigError: timm does not know the name, or the optimiser does not take the arguments.
+        ConfigError: timm does not know the name, the optimiser does not take the arguments, or it needs second derivatives.
     """
     names = [str(name) for name in list_optimizers()]
     if config.name.lower().removeprefix("lookahead_") not in names:
@@ -42,6 +42,11 @@ def create_optimizer(model: nn.Module, *, config: OptimizerConfig) -> torch.opti
             f"optimiser {config.name!r} with learning rate {config.learning_rate}, weight decay {config.weight_decay} and "
             f"arguments {config.kwargs} cannot be made: {error}; check training.optimizer"
         ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise ConfigError(
+            f"training.optimizer.name: {config.name!r} needs second derivatives, which an update does not compute; choose one of "
+            "first order, for instance adamw"
+        )
     return optimizer
 
 

@@ -239,6 +239,18 @@ def test_vectors_alone_are_enough(command, made, tmp_path):
     assert not torch.equal(state["blocks.1.attn.qkv.weight"], fresh["blocks.1.attn.qkv.weight"])
 
 
+def test_drawn_labels_are_matched_at_the_temperature_of_the_draws(command, made, tmp_path):
+    """At another one their gradient would be biased: of 0.8 drawn as 1, the square root of 1 is not that of 0.8."""
+    training = {"student": {"name": "test_vit", "kwargs": SIZES}, "epochs": 1}
+    drawn = {"target": {"k": None, "codec": {"kind": "sampled", "draws": 5}}}
+    assert command("label", made(training=training, **drawn)).status == 0
+    ended = command("train", made(training={**training, "loss": {"distillation_temperature": 2.0}}, **drawn))
+    assert ended.status == 2, ended.err
+    assert "training.loss.distillation_temperature is 2 and the labels were drawn at 1 (codec sampled)" in ended.err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert command("train", made(training=training, **drawn)).status == 0
+
+
 GRID = {**STUDENT, "kwargs": {**STUDENT["kwargs"], "patch_size": 16}}
 HIDDEN = {"kind": "hidden_states", "layers": [[3, 2]], "projection": "shared"}
 REFUSED = {

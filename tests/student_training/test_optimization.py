@@ -61,6 +61,8 @@ def test_biases_and_norms_are_not_decayed(model):
     [
         ({"name": "adamv"}, "no optimiser 'adamv'. Did you mean 'adam"),
         ({"name": "adamw", "kwargs": {"momentums": 1}}, "cannot be made: .*momentums"),
+        ({"name": "adahessian"}, "'adahessian' needs second derivatives"),
+        ({"name": "lookahead_adahessian"}, "'lookahead_adahessian' needs second derivatives"),
     ],
 )
 def test_optimisers_that_cannot_be_made(model, fields, message):
