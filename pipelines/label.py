@@ -150,6 +150,7 @@ def run_labels(
     return [
         make_report(
             cache,
+            name=run.config.name,
             plan=run.plan,
             manifest=manifest,
             seconds=seconds,

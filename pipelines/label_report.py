@@ -60,10 +60,11 @@ class LabelReport:
     provenance_differences: list[dict[str, Any]]
 
 
-def make_report(cache: Cache, *, plan: LabelPlan, manifest: Manifest, seconds: float, times: RunTimes) -> LabelReport:
+def make_report(cache: Cache, *, name: str, plan: LabelPlan, manifest: Manifest, seconds: float, times: RunTimes) -> LabelReport:
     """Return the report of a run.
 
     Args:
+        name: that points at the label set now; its manifest says which one did first.
         times: of the units that were computed for this plan.
     """
     statistics = manifest.statistics
@@ -71,7 +72,7 @@ def make_report(cache: Cache, *, plan: LabelPlan, manifest: Manifest, seconds: f
     values = max(statistics.num_value_rows, 1)
     agreement = statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None
     return LabelReport(
-        name=manifest.name,
+        name=name,
         label_set=manifest.id,
         target=plan.request.target.kind,
         num_units=manifest.num_units,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.describe import describe_report
 from pipelines.label import plan_run, run_label
 from pipelines.plan import make_plan
 from storage.cache import Cache
@@ -231,6 +232,14 @@ def test_a_label_set_that_gc_took_in_between_is_committed_anew(config, tmp_path)
     with pytest.raises(CacheError, match="is not committed although the pipeline ended; run the same command again"):
         run_label(planned, progress=False)
     assert run_label(plan_run(config, progress=False), progress=False).num_computed_rows == 8
+
+
+def test_a_run_that_finds_the_labels_of_another_experiment_reports_its_own_name(config):
+    first = run_label(plan_run(config, progress=False), progress=False)
+    second = run_label(plan_run(config.model_copy(update={"name": "again"}), progress=False), progress=False)
+    assert (second.label_set, second.num_computed_rows) == (first.label_set, 0)
+    assert (first.name, second.name) == ("tiny", "again")
+    assert describe_report(second, cache="CACHE").endswith("next: decant cache show CACHE again")
 
 
 def test_classes_that_are_called_otherwise_now_are_so_in_a_label_set_that_stands(tmp_path):
