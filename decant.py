@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -262,32 +263,57 @@ def main(words: Sequence[str] | None = None) -> int:
         # It logs the traceback of every error on its way to us.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
-        result = _run(arguments, rest)
+        with _stdout_alone() if arguments.json else contextlib.nullcontext():
+            result = _run(arguments, rest)
+        if arguments.json and _speaks():
+            _say(json.dumps(result, indent=2))
+            sys.stdout.flush()
     except DecantError as error:
         return _fail(arguments, error, status=error.exit_code)
     except KeyboardInterrupt:
         message = "interrupted; what was committed is whole: run the same command again to go on"
         return _fail(arguments, DecantError(message), status=_EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return 1
     except Exception as error:
         return _fail(arguments, error, status=1)
-    if arguments.json and _speaks():
-        _say(json.dumps(result, indent=2))
     return 1 if result.get("problems") else 0
+
+
+@contextlib.contextmanager
+def _stdout_alone() -> Iterator[None]:
+    """Keep standard output for the JSON: what a teacher's own code, a library or a worker process prints goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _fail(arguments: argparse.Namespace, error: Exception, *, status: int) -> int:
     if arguments.verbose:
         traceback.print_exception(error)
     message = str(error) if isinstance(error, DecantError) else _unforeseen(error)
-    if arguments.json and _speaks():
-        _say(json.dumps({"error": type(error).__name__, "message": message, "status": status}, indent=2))
     # What only another process met would else be seen nowhere.
     who = "decant" if _speaks() else f"decant (process {os.environ['RANK']})"
     sys.stderr.write(f"{who}: {message}\n")
+    if arguments.json and _speaks():
+        try:
+            _say(json.dumps({"error": type(error).__name__, "message": message, "status": status}, indent=2))
+            sys.stdout.flush()
+        except OSError:  # nobody reads it, or its disk is full: the words above have been said
+            _give_up_stdout()
     return status
+
+
+def _give_up_stdout() -> None:
+    """Send what is left in standard output nowhere: Python would try again to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unforeseen(error: Exception) -> str:
