@@ -95,11 +95,11 @@ def _network(config: TransformersStudentConfig, *, num_classes: int, vocabulary_
     auto = _MODELS[config.head]
     try:
         if config.pretrained:
-            network: PreTrainedModel = auto.from_pretrained(config.path, config=described, dtype=torch.float32)
+            network: PreTrainedModel = _pretrained(auto, config.path, key="training.student.path", config=described)
         else:
             network = auto.from_config(described)
         if config.layers_from is not None:
-            deeper = auto.from_pretrained(config.layers_from.path, dtype=torch.float32)
+            deeper = _pretrained(auto, config.layers_from.path, key="training.student.layers_from.path")
             start_from_layers(network, deeper=deeper, layers=config.layers_from.layers)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise ConfigError(
@@ -110,6 +110,25 @@ def _network(config: TransformersStudentConfig, *, num_classes: int, vocabulary_
         raise ConfigError(
             f"training.student: this {described.model_type} sees later tokens, so it would copy the next one instead of "
             "predicting it; set training.student.config.is_decoder: true, or use another architecture"
+        )
+    return network
+
+
+def _pretrained(auto: Any, path: str | None, *, key: str, **options: Any) -> PreTrainedModel:
+    """Return a network with its weights; a head, and a pooler in front of it, may be fresh.
+
+    Raises:
+        ConfigError: tensors of its body are not among the weights, so that they would be fresh too.
+    """
+    network: PreTrainedModel
+    network, info = auto.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **options)
+    body = f"{network.base_model_prefix}."
+    missing = sorted(name for name in info["missing_keys"] if name.startswith(body) and ".pooler." not in name)
+    if missing:
+        raise ConfigError(
+            f"{key}: the weights of {path} lack {len(missing)} tensors of the body of {type(network).__name__} "
+            f"({', '.join(missing[:3])}), which would be random; give weights of this architecture and depth, or start fresh "
+            "(architecture and config)"
         )
     return network
 

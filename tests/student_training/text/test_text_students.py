@@ -6,6 +6,7 @@ import json
 
 import hypothesis.strategies as st
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -314,3 +315,27 @@ def test_a_causal_classifier_takes_the_end_of_a_text_for_padding(name):
     found = student(ids, attention_mask=torch.ones_like(ids, dtype=torch.bool), wants=Wants(embedding=True))
     assert not torch.allclose(found.logits[0], found.logits[1])
     torch.testing.assert_close(student._head[0](found.embedding), found.logits)
+
+
+def test_first_weights_hold_the_whole_body(tmp_path):
+    """A fresh head is meant; a body of which some or all is fresh would be trained from the start without a word."""
+    make_student("bert").network.save_pretrained(tmp_path)
+
+    def load(head, **fields):
+        config = parse_student({"kind": "transformers", "head": head, "path": str(tmp_path), "pretrained": True, **fields})
+        classes = CLASSES if head == "sequence_classifier" else VOCABULARY
+        return create_text_student(config, num_classes=classes, vocabulary_size=VOCABULARY, max_tokens=MAX_TOKENS)
+
+    load("masked_lm")
+    load("sequence_classifier")
+    with pytest.raises(ConfigError, match=r"^training\.student\.path: .* lack 16 tensors of the body of BertForMaskedLM"):
+        load("masked_lm", config={"num_hidden_layers": 3})
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    renamed = {f"network.{name}": tensor for name, tensor in weights.items()}
+    safetensors.torch.save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lack \d+ tensors of the body .* \(bert\.embeddings\.LayerNorm\.bias, .* be random"):
+        load("masked_lm")
+    layers_from = {"path": str(tmp_path), "layers": [0]}
+    config = student_config("bert", config={"num_hidden_layers": 1}, layers_from=layers_from)
+    with pytest.raises(ConfigError, match=r"^training\.student\.layers_from\.path: "):
+        create_text_student(config, num_classes=VOCABULARY, vocabulary_size=VOCABULARY, max_tokens=MAX_TOKENS)
