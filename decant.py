@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from storage.command_line import check_experiment_word, make_parser
+from storage.command_line import check_experiment_word, make_parser, set_hint
 from storage.commands import run_cache_action
 from storage.errors import DecantError, UsageError
 
@@ -243,7 +243,7 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
     if arguments.command in with_rest:
         return with_rest[arguments.command](arguments, rest)
     if rest:
-        raise UsageError(f"unknown arguments: {' '.join(rest)}")
+        raise UsageError(f"unknown arguments: {' '.join(rest)}{set_hint(rest)}")
     handlers: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]
     handlers = {"plan": _plan, "train": _train, "audit": _audit, "cache": _cache, "demo": _demo}
     return handlers[arguments.command](arguments)
@@ -283,7 +283,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _stdout_alone() -> Iterator[None]:
-    """Keep standard output for the JSON: what a teacher's own code, a library or a worker process prints goes to standard error."""
+    """Keep standard output for the JSON: what a teacher's own code, a library or a worker prints goes to standard error."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -143,7 +144,7 @@ def describe_report(report: LabelReport, *, cache: str) -> str:
         lines.append(f"  agreement        {report.agreement:.4f} with the {right}")
     lines += _made_with(report.provenance_differences, width=17)
     lines.append(f"  label set        {report.label_set}, or {report.name!r}")
-    lines.append(f"next: decant cache show {cache} {report.name}")
+    lines.append(f"next: {shlex.join(['decant', 'cache', 'show', cache, report.name])}")
     return "\n".join(lines)
 
 

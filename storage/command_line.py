@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -101,6 +102,12 @@ def check_experiment_word(config: str, *, rest: Sequence[str]) -> None:
         f"{config} was taken for the experiment, and there is no such file. If it is the value of {option}, write "
         f"{option}={config}, or put the experiment first: {found or 'EXPERIMENT.yaml'} {option} {config}"
     )
+
+
+def set_hint(words: Sequence[str]) -> str:
+    """Return what to do where one of the words that nobody knows is a key of the config and its value; "" where none is."""
+    found = next((word for word in words if "=" in word and not word.startswith("-")), None)
+    return "" if found is None else f"; a key of the config is set with --set {shlex.quote(found)}"
 
 
 def _add_demo(add: Add, *, common: argparse.ArgumentParser) -> None:

@@ -89,7 +89,7 @@ class CheckpointStore:
                     data_path.replace(data_path.with_suffix(".pt.damaged"))
                 record_path.replace(record_path.with_suffix(".json.damaged"))
         if damaged:
-            raise CorruptError(f"no checkpoint in {self._folder} is whole: {'; '.join(damaged)}. Start over without resuming")
+            raise CorruptError(f"no checkpoint in {self._folder} is whole: {'; '.join(damaged)}. Start over with --restart")
         return None
 
     def _records(self) -> list[Path]:

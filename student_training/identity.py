@@ -68,7 +68,7 @@ def require_same_run(found: dict[str, Any], *, asked: dict[str, Any], where: str
     raise MismatchError(
         f"{where} holds another run, which cannot be continued as this one:\n  "
         + "\n  ".join(lines)
-        + "\nGive another training.output, put these values back, or start over without resuming, which clears that run"
+        + "\nGive another training.output, put these values back, or start over with --restart, which clears that run"
     )
 
 
@@ -87,7 +87,7 @@ def _require_same_tars(found: dict[str, Any], *, asked: dict[str, Any], where: s
             "repair):\n  "
             + "\n  ".join(anew)
             + "\nRows lie in other blocks now and come in another order, so that it cannot go on exactly. Give another "
-            "training.output to train on the labels as they are now, or start over without resuming, which clears that run"
+            "training.output to train on the labels as they are now, or start over with --restart, which clears that run"
         )
 
 

@@ -44,6 +44,7 @@ def test_examples_are_commands_and_their_configs_are_there(parser):
         (["cache", "show", "cache"], "the following arguments are required: label_set\nusage: decant cache show [-h] "),
         (["audit", "c.yaml", "--rows", "few"], "argument --rows: invalid int value: 'few'\nusage: decant audit [-h] "),
         (["train", "c.yaml", "--restat"], "unknown arguments: --restat"),
+        (["train", "c.yaml", "training.epochs=1"], "; a key of the config is set with --set training.epochs=1"),
         (["cache", "watch", "c", "--progress-seconds", "0"], "argument --progress-seconds: '0' is not a number above 0\nusage: "),
         (["cache", "watch", "c", "--progress-seconds", "nan"], "argument --progress-seconds: 'nan' is not a number above 0\n"),
     ],
@@ -52,7 +53,8 @@ def test_wrong_words_are_said_as_json_too(capsys, words, message):
     assert decant.main(words) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"decant: {message}")
+    assert said.err.startswith("decant: ")
+    assert message in said.err
     assert decant.main([*words, "--json"]) == 2
     found = capsys.readouterr()
     assert json.loads(found.out) == {"error": "UsageError", "message": said.err[len("decant: ") : -1], "status": 2}

@@ -57,7 +57,7 @@ def test_a_reader_that_has_left_gets_no_traceback(tmp_path, words):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
 def test_json_that_finds_no_room_is_one_line(tmp_path):
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         ended = _run(["ls", "cache", "--json"], stdout=full, folder=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr.startswith("decant: OSError: [Errno 28] No space left on device")

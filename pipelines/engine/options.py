@@ -18,6 +18,7 @@ from pipelines.engine.job_service import check_job_service
 from pipelines.engine.names import LOCAL_RUNNER, SWITCHING_RUNNERS, runner_name
 from pipelines.engine.prism import check_prism
 from pipelines.engine.spark import check_spark
+from storage.command_line import set_hint
 from storage.errors import ConfigError
 
 _REFUSED_RUNNERS = {
@@ -69,7 +70,7 @@ def _parse(arguments: Sequence[str]) -> PipelineOptions:
     # Beam drops what does not look like an option without a word.
     for before, word in pairwise(["", *arguments]):
         if not word.startswith("--") and (word.startswith("-") or not before.startswith("--") or "=" in before):
-            raise ConfigError(f"{word!r} is neither an option nor the value of one; {remedy}")
+            raise ConfigError(f"{word!r} is neither an option nor the value of one{set_hint([word]) or f'; {remedy}'}")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

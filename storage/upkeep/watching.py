@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import Any
@@ -67,7 +68,7 @@ def watch(
             display.end(done=False)
         return _result(cache, follower, snapshot, once=once)
     except KeyboardInterrupt as error:
-        again = f"decant cache watch {url}" if name is None else f"decant cache watch {url} {name}"
+        again = shlex.join(["decant", "cache", "watch", url, *([] if name is None else [name])])
         raise WatchInterruptedError(
             f"no longer watching; {'the run' if name is None else f'run {name}'} goes on. Watch it again: {again}"
         ) from error

@@ -52,12 +52,13 @@ def test_labelling_makes_a_label_set_that_can_be_shown_and_verified(command, mad
 
 
 def test_the_text_says_what_was_done_and_what_to_do_next(command, made, tmp_path):
-    ended = command("label", made())
+    config = made(cache=tmp_path / "a cache")
+    ended = command("label", config)
     assert ended.status == 0
     assert "tiny: 48 of 48 rows to label, in 3 work units" in ended.out
-    assert f"next: decant cache show {tmp_path / 'cache'} tiny" in ended.out
+    assert f"next: decant cache show '{tmp_path / 'a cache'}' tiny\n" in ended.out
     assert ended.err == ""
-    assert "nothing to do, all 48 rows are in the cache; the teacher was not run" in command("label", made()).out
+    assert "nothing to do, all 48 rows are in the cache; the teacher was not run" in command("label", config).out
 
 
 def test_the_second_run_loads_no_teacher_and_changes_nothing(command, made, tmp_path, loads):
@@ -286,7 +287,11 @@ def test_beams_options_pass_through(command, made, tmp_path, options):
     ("words", "message"),
     [
         (["--no_such=1"], "neither decant nor Beam knows --no_such"),
-        (["second.yaml"], "'second.yaml' is neither an option nor the value of one"),
+        (["second.yaml"], "'second.yaml' is neither an option nor the value of one; see `decant label --help`"),
+        (
+            ["target.k=3"],
+            "'target.k=3' is neither an option nor the value of one; a key of the config is set with --set target.k=3",
+        ),
         (["--runner=DaskRunner"], "it drops elements of ordinary pipelines without an error"),
         (["--workers", "0"], "generation.workers"),
         (["--set", "target.kk=3"], "target.kk"),

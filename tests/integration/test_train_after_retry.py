@@ -83,7 +83,7 @@ def test_after_a_retry_a_training_is_refused_and_begins_anew_when_told_so(comman
         f"{run} holds a run on labels of which parts were made anew since (decant label --retry-dead-letters, or decant repair)",
         f"label set 'tiny' ({label_set}): its tars have digest ",
         "Give another training.output",
-        "start over without resuming",
+        "start over with --restart",
     ]
     refuse(command("train", trained), status=1, saying=saying)
     assert {path.name for path in (run / "checkpoints").iterdir()} == left

@@ -83,7 +83,7 @@ def test_nothing_is_executed_when_a_checkpoint_is_read(tmp_path):
 def test_all_damaged_is_an_error(tmp_path):
     store = CheckpointStore(tmp_path, keep=1)
     save(store, 1).write_bytes(b"")
-    with pytest.raises(CorruptError, match="Start over without resuming"):
+    with pytest.raises(CorruptError, match="Start over with --restart"):
         store.load_newest()
 
 
