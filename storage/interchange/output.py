@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,6 +24,8 @@ SUMMARY = "export.json"
 """What was exported and what the format could not hold; the last file to be there."""
 INCOMPLETE = "export.incomplete"
 """In an object store, which cannot rename folders: there from the first file to the last."""
+_OF_LAYOUTS = re.compile(r"labels-[0-9]{6,}\.(parquet|tar)|logits_top[0-9]+_epoch[0-9]+/rank0-(keys\.txt|values\.bin)")
+"""What an export that was interrupted, and says nothing of its files, may have left."""
 
 
 class ExportFolder:
@@ -87,15 +90,15 @@ class ExportFolder:
         if self._local and Path(self._root).is_file():
             raise CacheError(f"{self.url} is a file, so no folder can be exported there; give another path")
         found = {path[len(self._path("")) :] for path in self._fs.find(self._root)} if self._fs.exists(self._root) else set()
-        if not found or INCOMPLETE in found:
-            return
-        if SUMMARY not in found:
+        interrupted = INCOMPLETE in found
+        if found and not interrupted and SUMMARY not in found:
             raise CacheError(
                 f"{self.url} holds {len(found)} files that are no export of Decant, which are not replaced; give another path"
             )
-        if not self._force:
+        if found and not interrupted and not self._force:
             raise CacheError(f"{self.url} holds an export already; give another path, or --force to replace it")
-        others = found - {SUMMARY, *self._exported()}
+        exported = set(filter(_OF_LAYOUTS.fullmatch, found)) if interrupted else self._exported() if found else set()
+        others = found - {SUMMARY, INCOMPLETE, *exported}
         if others:
             raise CacheError(
                 f"{self.url} holds {len(others)} files that are not of the export there, such as {min(others)!r}, and would lose "
@@ -112,10 +115,10 @@ class ExportFolder:
     def _clear(self) -> None:
         """Remove an earlier export from an object store, its summary first: without it nothing looks complete."""
         self._fs.invalidate_cache()
-        if self._fs.exists(self._path(SUMMARY)):
-            self._fs.rm_file(self._path(SUMMARY))
-        if self._fs.exists(self._root):
-            self._fs.rm(self._root, recursive=True)
+        found = self._fs.find(self._root) if self._fs.exists(self._root) else []
+        # File by file: what removes folders would take an empty bucket away, too.
+        for path in sorted(found, key=lambda path: path != self._path(SUMMARY)):
+            self._fs.rm_file(path)
         self._fs.invalidate_cache()
 
     @contextmanager

@@ -133,11 +133,26 @@ def test_an_empty_folder_is_filled_and_a_file_is_not_replaced(tmp_path):
 def test_an_upload_that_was_killed_is_no_export_and_is_done_over_without_being_told(places):
     url = places["memory"]
     folder = ExportFolder(url).__enter__()  # and never left, as by a process that is killed
-    with folder.create("old") as file:
+    with folder.create("labels-000000.tar") as file:
         file.write(b"half")
-    assert set(read_tree(url)) == {"old", INCOMPLETE}
+    assert set(read_tree(url)) == {"labels-000000.tar", INCOMPLETE}
+    # Somebody has put something else there since.
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.pipe_file(f"{root}/more/labels-000000.tar", b"weeks")
+    with pytest.raises(CacheError, match="holds 1 files that are not of the export there, such as 'more/labels-000000.tar'"):
+        fill_folder(url)
+    fs.rm_file(f"{root}/more/labels-000000.tar")
     fill_folder(url)
     assert set(read_tree(url)) == {"a", "deep/b", SUMMARY}
+
+
+@pytest.mark.s3
+def test_a_bucket_is_a_folder_too_and_stays(s3_bucket):
+    bucket = f"{s3_bucket}-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    for force in (False, True):
+        fill_folder(f"s3://{bucket}", force=force)
+        assert set(read_tree(f"s3://{bucket}")) == {"a", "deep/b", SUMMARY}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
