@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.config import SourceConfig
-from storage.errors import MismatchError
+from storage.errors import MismatchError, SourceError
+from storage.hashing import key_hash
 from storage.interchange.tinyvit_folder import TinyViTFolder, read_keys
 from storage.sources import NO_LABEL, Sample, UnitDigest, index_source, open_source
 
@@ -99,7 +100,7 @@ def samples_of_source(
         on_progress: called with units read and units in all.
 
     Raises:
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be read, or changes while it is.
         MismatchError: two samples would have one name.
     """
     source = open_source(config)
@@ -108,10 +109,17 @@ def samples_of_source(
     for indexed in index_source(source, on_progress=on_progress).units:
         reader = source.open(indexed.unit)
         try:
-            keys.append(pa.array(reader.keys, type=pa.large_string()))
+            found = reader.keys
+            keys.append(pa.array(found, type=pa.large_string()))
             labels.append(np.asarray(reader.labels, dtype=np.int64))
         finally:
             reader.close()
+        # One sample more, and the labels of all units behind would be of others.
+        if key_hash(found) != indexed.key_hash:
+            raise SourceError(
+                f"unit {indexed.unit.name!r} changed while the source was read: it holds other samples than a moment ago, and "
+                "labels would go to the wrong ones; nothing was imported. Import again once the source is at rest"
+            )
         units.append(ImportedUnit(name=indexed.unit.name, digest=indexed.digest, first=first, num_samples=indexed.num_samples))
         first += indexed.num_samples
     all_keys = pa.concat_arrays(keys)
