@@ -12,6 +12,7 @@ from cluster import flink
 from cluster.assembly import Shape, bring_up, status_rows, submission_arguments, take_down
 from cluster.downloads import DEFAULT
 from cluster.processes import Processes, only_one
+from cluster.shipping import CODES, INSTALLED
 from cluster.signals import unwind_on_signals
 from storage.errors import DecantError
 
@@ -31,6 +32,7 @@ def _shape(arguments: argparse.Namespace) -> Shape:
         rest_port=arguments.rest_port,
         with_job_server=arguments.job_server,
         own_networks=arguments.own_networks,
+        code=arguments.code,
     )
 
 
@@ -133,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--job-server", action="store_true", help="also run Beam's job server as a process")
         action.add_argument(
             "--own-networks", action="store_true", help="hosts have networks and disks of their own (Linux, as root)"
+        )
+        action.add_argument(
+            "--code",
+            choices=CODES,
+            default=INSTALLED,
+            help="how workers get Decant: it is installed there, or jobs bring it (needs Go; default: installed)",
         )
         action.add_argument("--job-server-jar", type=Path, help="Beam's Flink job server (default: from Maven, once)")
         action.add_argument(

@@ -11,11 +11,12 @@ from pathlib import Path
 from cluster import flink
 from cluster.errors import ClusterError
 from cluster.flink import FLINK_MINOR, FlinkAddresses, FlinkMemory
-from cluster.hosts import Hosts, check_own_networks, hosts_on_loopback, hosts_with_own_networks
+from cluster.hosts import Host, Hosts, check_own_networks, hosts_on_loopback, hosts_with_own_networks
 from cluster.job_server import job_server, job_server_jar
 from cluster.object_store import BUCKET, make_bucket, object_store, store_environment
 from cluster.ports import answers, free_address, free_addresses
 from cluster.processes import MARK, Processes
+from cluster.shipping import INSTALLED, entry_point, option_that_ships, python_without_decant, write_start_script
 from cluster.worker_pools import OWN_POOL_PORT, POOL_NAME, own_worker_pool, pool_port, worker_pool
 
 _REGISTER_SECONDS = 120.0
@@ -31,6 +32,7 @@ class Shape:
         rest_port: of Flink's page; 0 for one that is free.
         with_job_server: also run Beam's job server as a process.
         own_networks: hosts have networks and disks of their own instead of addresses on loopback.
+        code: how workers get Decant, one of `CODES`.
     """
 
     num_hosts: int = 2
@@ -38,6 +40,7 @@ class Shape:
     rest_port: int = 0
     with_job_server: bool = False
     own_networks: bool = False
+    code: str = INSTALLED
 
 
 def without_proxies(hosts: Hosts) -> dict[str, str]:
@@ -61,20 +64,28 @@ def bring_up(folder: Path, *, shape: Shape, downloads: Path, jar: Path | None = 
     flink.java()
     if shape.own_networks:
         check_own_networks()
+    program = None
+    if shape.code != INSTALLED:
+        if shape.workers_per_host > 1:
+            raise ClusterError(
+                f"--code {shape.code}: workers of one host would install what a job brings at the same time, into one "
+                "environment; leave out --workers-per-host"
+            )
+        program = entry_point(downloads)
     jar = job_server_jar(downloads) if jar is None else jar.resolve()
     if not jar.exists():
         raise ClusterError(f"--job-server-jar {jar}: there is no such file")
     lib = flink.distribution(downloads)
     processes = Processes.create(folder)
     try:
-        _start(processes, shape=shape, lib=lib, jar=jar, say=say)
+        _start(processes, shape=shape, lib=lib, jar=jar, program=program, say=say)
     except BaseException:
         processes.stop_all()
         raise
     return processes
 
 
-def _start(processes: Processes, *, shape: Shape, lib: Path, jar: Path, say: Callable[[str], None]) -> None:
+def _start(processes: Processes, *, shape: Shape, lib: Path, jar: Path, program: Path | None, say: Callable[[str], None]) -> None:
     folder = processes.folder.resolve()
     if shape.own_networks:
         hosts = hosts_with_own_networks(processes, num_hosts=shape.num_hosts)
@@ -112,16 +123,19 @@ def _start(processes: Processes, *, shape: Shape, lib: Path, jar: Path, say: Cal
         "workers_per_host": str(shape.workers_per_host),
         "disks": "\n".join(str(host.disk) for host in hosts.workers if host.disk is not None),
     }
+    if program is not None:
+        processes.facts["shipped"] = option_that_ships(shape.code, folder=processes.home("shipped").resolve())
     say(f"starting an object store, a JobManager, {shape.num_hosts} TaskManagers and {shape.num_hosts} worker pools in {folder}")
     processes.start(object_store(store))
     processes.start(flink.job_manager(lib, config=config, addresses=addresses, memory=memory))
     pools = []
     for host in hosts.workers:
         processes.start(flink.task_manager(lib, config=config, host=host, pool_name=POOL_NAME, memory=memory))
+        python = None if program is None else _python_without_decant(processes, host=host, program=program)
         if hosts.are_apart:
-            service = own_worker_pool(host, folder=folder, environment=environment)
+            service = own_worker_pool(host, folder=folder, environment=environment, python=python)
         else:
-            service = worker_pool(host, port=int(pool.rpartition(":")[2]), environment=environment)
+            service = worker_pool(host, port=int(pool.rpartition(":")[2]), environment=environment, python=python)
         processes.start(service)
         pools.append(service.name)
     processes.wait_for_port("object-store")
@@ -145,6 +159,21 @@ def _start(processes: Processes, *, shape: Shape, lib: Path, jar: Path, say: Cal
     write_environment(processes, environment=environment)
 
 
+def python_folder(processes: Processes, *, number: int) -> Path:
+    """Return the environment without Decant that a host has, as it is seen from here."""
+    return processes.home(f"disk-{number}").resolve() / "python"
+
+
+def _python_without_decant(processes: Processes, *, host: Host, program: Path) -> Path:
+    """Give a host an environment without Decant, and return where the host sees it."""
+    python = python_folder(processes, number=host.number)
+    python_without_decant(python)
+    # A host with a disk of its own has it in the place of the cluster's folder.
+    seen = python if host.disk is None else processes.folder.resolve() / "python"
+    write_start_script(python, program=program, scratch=seen.parent)
+    return seen
+
+
 def submission_arguments(processes: Processes, *, through_job_server: bool) -> list[str]:
     """Return the options with which `decant label` runs on the cluster.
 
@@ -161,6 +190,7 @@ def submission_arguments(processes: Processes, *, through_job_server: bool) -> l
         f"--environment_config={facts['pool']}",
         f"--parallelism={int(facts['hosts']) * workers_per_host}",
         f"--sdk_worker_parallelism={workers_per_host}",
+        *([facts["shipped"]] if "shipped" in facts else []),
     ]
     if not through_job_server:
         master = facts["flink"].removeprefix("http://")

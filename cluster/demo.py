@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.assembly import Shape, bring_up, submission_arguments, submission_environment, take_down
+from cluster.assembly import Shape, bring_up, python_folder, submission_arguments, submission_environment, take_down
 from cluster.comparison import FOLDERS_THAT_COUNT, KindComparison, cache_files, compare_caches
 from cluster.errors import ClusterError
 from cluster.object_store import BUCKET, objects, put_files
 from cluster.pictures import PIXELS, write_pictures
 from cluster.processes import Processes
+from cluster.shipping import INSTALLED, has_decant
 
 _ROOT = Path(__file__).resolve().parents[1]
 _NUM_CLASSES = 10
@@ -191,6 +192,12 @@ def table(
     return text
 
 
+def _say_who_has_decant(demo: Demo, processes: Processes, *, say: Callable[[str], None]) -> None:
+    numbers = range(1, demo.shape.num_hosts + 1)
+    brought = [number for number in numbers if has_decant(python_folder(processes, number=number))]
+    say(f"the job brought Decant to {len(brought)} of {demo.shape.num_hosts} hosts, as {processes.facts['shipped']}")
+
+
 def run_demo(demo: Demo, *, downloads: Path, jar: Path | None, say: Callable[[str], None]) -> int:
     """Run the demonstration; 0 where every digest is equal. Whatever happens, nothing is left running."""
     if Processes.find(demo.folder) is not None:
@@ -212,6 +219,8 @@ def run_demo(demo: Demo, *, downloads: Path, jar: Path | None, say: Callable[[st
         there = label_on_cluster(
             demo, processes, pictures=pictures, teacher=teacher, through_job_server=demo.shape.with_job_server
         )
+        if demo.shape.code != INSTALLED:
+            _say_who_has_decant(demo, processes, say=say)
         kinds = compare_caches(cache_files(Path(here["cache"])), files_on_cluster(processes, cache=_CACHE))
         say(table(here, there, what=what, shape=demo.shape, units=units_by_worker(processes, cache=_CACHE), kinds=kinds))
     finally:

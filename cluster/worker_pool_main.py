@@ -1,4 +1,4 @@
-"""Beam's worker pool, on one address: `python -P worker_pool_main.py HOST:PORT`.
+"""Beam's worker pool, on one address: `python -P worker_pool_main.py HOST:PORT [--container_executable=PROGRAM]`.
 
 Beam's own `apache_beam.runners.worker.worker_pool_main` listens on every address of the machine, and shares the port with whoever
 listens there already; where each host is a machine or a container of its own that is right, and it is to be used.
@@ -6,6 +6,7 @@ listens there already; where each host is a machine or a container of its own th
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import sys
@@ -19,10 +20,14 @@ from apache_beam.utils import thread_pool_executor
 def main() -> None:
     """Serve until a signal ends the process."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    (address,) = sys.argv[1:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("--container_executable")
+    arguments = parser.parse_args()
+    address = arguments.address
     server = grpc.server(thread_pool_executor.shared_unbounded_instance(), options=[("grpc.so_reuseport", 0)])
-    # Each worker is a process: `python` from the PATH.
-    pool = BeamFnExternalWorkerPoolServicer(use_process=True)
+    # Each worker is a process: `python` from the PATH, or what the program starts.
+    pool = BeamFnExternalWorkerPoolServicer(use_process=True, container_executable=arguments.container_executable)
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
     if not server.add_insecure_port(address):
         sys.exit(f"cannot listen on {address}")

@@ -10,6 +10,7 @@ from cluster.errors import ClusterError
 from cluster.hosts import Host
 from cluster.ports import free_address
 from cluster.processes import Service
+from cluster.shipping import shipped_environment, start_script
 
 POOL_NAME = "worker-pool"
 """Host name under which every TaskManager finds the pool of its own host, as a sidecar is found under `localhost`."""
@@ -54,35 +55,46 @@ def worker_environment() -> dict[str, str]:
     return {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
-def worker_pool(host: Host, *, port: int, environment: dict[str, str]) -> Service:
+def worker_pool(host: Host, *, port: int, environment: dict[str, str], python: Path | None = None) -> Service:
     """Return the process of a host's pool, on that host's address.
 
     Args:
         environment: what workers need to reach the store, and how many threads they may use.
+        python: a virtual environment without Decant, which jobs bring; None: workers use this Python.
     """
     address = f"{host.address}:{port}"
+    program, starting, variables = _started_by(python)
     return Service(
         name=f"worker-pool-{host.number}",
         # Not the repository's files but what is installed is what workers import.
-        command=(*host.enter, sys.executable, "-P", str(_MAIN), address),
-        environment={**worker_environment(), **environment},
+        command=(*host.enter, program, "-P", str(_MAIN), address, *starting),
+        environment={**variables, **environment},
         address=address,
         host=host.address,
     )
 
 
-def own_worker_pool(host: Host, *, folder: Path, environment: dict[str, str]) -> Service:
+def own_worker_pool(host: Host, *, folder: Path, environment: dict[str, str], python: Path | None = None) -> Service:
     """Return the process of Beam's own pool on a host with a network of its own.
 
     Args:
         folder: that this host has on its own disk, or not at all.
+        python: a virtual environment without Decant, as the host sees it; None: workers use this Python.
     """
     enter = host.enter_without_shared_disk(folder)
     main = "apache_beam.runners.worker.worker_pool_main"
+    program, starting, variables = _started_by(python)
     return Service(
         name=f"worker-pool-{host.number}",
-        command=(*enter, sys.executable, "-P", "-m", main, f"--service_port={OWN_POOL_PORT}"),
-        environment={**worker_environment(), **environment},
+        command=(*enter, program, "-P", "-m", main, f"--service_port={OWN_POOL_PORT}", *starting),
+        environment={**variables, **environment},
         address=f"{host.address}:{OWN_POOL_PORT}",
         host=host.address,
     )
+
+
+def _started_by(python: Path | None) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """Return a pool's Python, the words that say how it starts workers, and its variables."""
+    if python is None:
+        return sys.executable, (), worker_environment()
+    return str(python / "bin" / "python"), (f"--container_executable={start_script(python)}",), shipped_environment(python)
