@@ -148,16 +148,34 @@ def _describe(config: TransformersStudentConfig, *, num_classes: int, vocabulary
             _check_architecture(config.architecture)
             fields.setdefault("vocab_size", vocabulary_size)
             described = AutoConfig.for_model(config.architecture, **fields)
+            unknown = _without_effect(described, name=config.architecture, fields=fields)
         else:
             assert config.path is not None
-            described = AutoConfig.from_pretrained(config.path, **fields)
+            described, unused = AutoConfig.from_pretrained(config.path, return_unused_kwargs=True, **fields)
+            unknown = [key for key in config.config if key in unused]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"training.student: its config cannot be read ({type(error).__name__}: {_shorten(str(error))}); check architecture, "
             "path and config"
         ) from error
+    for key in unknown:
+        raise ConfigError(
+            f"training.student.config.{key} is no entry of the config of {described.model_type}, so it would change nothing."
+            f"{did_you_mean(key, described.to_dict().keys() - unknown)}"
+        )
     described.pad_token_id = _pad_token(described, head=config.head)
     return described
+
+
+def _without_effect(described: PretrainedConfig, *, name: str, fields: dict[str, Any]) -> list[str]:
+    """Return fields that a config keeps as they are, without knowing them: names of older releases become other fields."""
+    plain, found = AutoConfig.for_model(name), []
+    for key in fields:
+        if not hasattr(plain, key):
+            others = AutoConfig.for_model(name, **{other: value for other, value in fields.items() if other != key})
+            if {**others.to_dict(), key: None} == {**described.to_dict(), key: None}:
+                found.append(key)
+    return found
 
 
 def _pad_token(described: PretrainedConfig, *, head: str) -> int | None:
@@ -166,7 +184,7 @@ def _pad_token(described: PretrainedConfig, *, head: str) -> int | None:
     Networks do not train the embedding of their padding token, and classifiers of causal ones pass over it at the end of a text.
     So an ordinary token is not taken for it where none is needed; padding itself is never looked at.
     """
-    candidates = (described.pad_token_id, getattr(described, "eos_token_id", None))
+    candidates = (getattr(described, name, None) for name in ("pad_token_id", "eos_token_id"))
     own, end = (token if isinstance(token, int) and 0 <= token < described.vocab_size else None for token in candidates)
     if own is not None or head == "causal_lm":
         return own

@@ -273,6 +273,7 @@ def test_a_head_that_is_padded_is_cut():
 REFUSED = {
     "no such architecture": ({"architecture": "brt"}, "no 'brt'. Did you mean 'bert'"),
     "a bad field": ({"config": {**BERT, "num_attention_heads": 3}}, "cannot be made"),
+    "a field nobody reads": ({"config": {**BERT, "num_hiden_layers": 2}}, "Did you mean 'num_hidden_layers'?"),
     "too short": ({"config": {**BERT, "max_position_embeddings": 8}}, "a sequence of 16 tokens"),
     "too small a vocabulary": ({"config": {**BERT, "vocab_size": 30}}, "30 tokens and the texts 40"),
     "sees later tokens": ({"head": "causal_lm"}, "is_decoder: true"),
@@ -328,6 +329,8 @@ def test_first_weights_hold_the_whole_body(tmp_path):
 
     load("masked_lm")
     load("sequence_classifier")
+    with pytest.raises(ConfigError, match=r"^training\.student\.config\.num_hiden_layers is no entry of the config of bert"):
+        load("masked_lm", config={"num_hiden_layers": 3})
     with pytest.raises(ConfigError, match=r"^training\.student\.path: .* lack 16 tensors of the body of BertForMaskedLM"):
         load("masked_lm", config={"num_hidden_layers": 3})
     weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
@@ -339,3 +342,10 @@ def test_first_weights_hold_the_whole_body(tmp_path):
     config = student_config("bert", config={"num_hidden_layers": 1}, layers_from=layers_from)
     with pytest.raises(ConfigError, match=r"^training\.student\.layers_from\.path: "):
         create_text_student(config, num_classes=VOCABULARY, vocabulary_size=VOCABULARY, max_tokens=MAX_TOKENS)
+
+
+def test_an_architecture_whose_config_knows_no_padding_token_is_taken():
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": MAX_TOKENS, "n_inner": 24, "rotary_dim": 4}
+    student = make_student("codegen", head="causal_lm", architecture="codegen", config=sizes).eval()
+    batch = make_batch(LENGTHS, masks=False)
+    assert student(batch.input_ids, attention_mask=batch.attention_mask).logits.shape[-1] == VOCABULARY
