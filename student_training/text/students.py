@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ _MODELS: dict[str, Any] = {
     "causal_lm": AutoModelForCausalLM,
     "sequence_classifier": AutoModelForSequenceClassification,
 }
+_MISSPELT = 0.8
 _OWN_FIELDS = ("num_labels", "id2label", "label2id", "attn_implementation", "_attn_implementation")
 
 
@@ -148,7 +151,7 @@ def _describe(config: TransformersStudentConfig, *, num_classes: int, vocabulary
             _check_architecture(config.architecture)
             fields.setdefault("vocab_size", vocabulary_size)
             described = AutoConfig.for_model(config.architecture, **fields)
-            unknown = _without_effect(described, name=config.architecture, fields=fields)
+            unknown = _misspelt(config.config, architecture=config.architecture)
         else:
             assert config.path is not None
             described, unused = AutoConfig.from_pretrained(config.path, return_unused_kwargs=True, **fields)
@@ -167,15 +170,10 @@ def _describe(config: TransformersStudentConfig, *, num_classes: int, vocabulary
     return described
 
 
-def _without_effect(described: PretrainedConfig, *, name: str, fields: dict[str, Any]) -> list[str]:
-    """Return fields that a config keeps as they are, without knowing them: names of older releases become other fields."""
-    plain, found = AutoConfig.for_model(name), []
-    for key in fields:
-        if not hasattr(plain, key):
-            others = AutoConfig.for_model(name, **{other: value for other, value in fields.items() if other != key})
-            if {**others.to_dict(), key: None} == {**described.to_dict(), key: None}:
-                found.append(key)
-    return found
+def _misspelt(fields: Mapping[str, Any], *, architecture: str) -> list[str]:
+    """Return fields that a network's config does not have but nearly: others may be older names, which become what they mean."""
+    plain = AutoConfig.for_model(architecture)
+    return [key for key in fields if not hasattr(plain, key) and get_close_matches(key, plain.to_dict(), cutoff=_MISSPELT)]
 
 
 def _pad_token(described: PretrainedConfig, *, head: str) -> int | None:
