@@ -10,6 +10,7 @@ from pipelines.teachers.base import canonical_architecture
 from pipelines.teachers.factory_teacher import call_factory
 from pipelines.teachers.text_assembly import assemble_text_teacher
 from pipelines.teachers.text_base import TextTeacher
+from pipelines.teachers.text_teacher import max_length_of
 from pipelines.teachers.weights import load_weights, read_checkpoint
 from storage.config import TeacherConfig
 from storage.errors import TeacherError
@@ -29,7 +30,7 @@ def load_text_factory(config: TeacherConfig) -> TextTeacher:
     right, gives logits [batch, tokens, vocabulary] or [batch, classes], or a mapping with `logits` and, where there are any,
     `hidden_states` (from what enters the first layer on) and `embedding` [batch, width]. A model of transformers is run as such.
     The description has `positions`, the rows its labels have (masked, all, next; view: one for the whole sequence), and
-    optionally `max_length` in tokens and `class_names`.
+    optionally `max_length` in tokens (else that of a model of transformers, where its config says it) and `class_names`.
 
     The identity of such a teacher is the dotted name, the kwargs and the weights, not the factory's code: rename the factory when
     its forward pass changes.
@@ -55,14 +56,16 @@ def load_text_factory(config: TeacherConfig) -> TextTeacher:
             "(teacher.tokenizer)"
         )
     names = description.get("class_names")
+    is_of_transformers = isinstance(module, PreTrainedModel)
+    known_limit = max_length_of(module) if is_of_transformers else None
     return assemble_text_teacher(
         module,
         config=config,
         architecture=canonical_architecture(config.name, config.kwargs),
         tokenizer=tokenizer,
         positions=positions,
-        max_length=description.get("max_length"),
-        reads_attention=install(module, name=config.name) if isinstance(module, PreTrainedModel) else None,
+        max_length=description.get("max_length", known_limit),
+        reads_attention=install(module, name=config.name) if is_of_transformers else None,
         class_names=None if names is None else tuple(names),
     )
 

@@ -332,3 +332,8 @@ def test_the_embedding_is_of_the_token_that_is_classified(tmp_path):
     outputs = run(teacher, "ka lo<|endoftext|>", "ka lo mi nu", labels=True, embedding=True)
     assert teacher.tokenizer.encode(["ka lo<|endoftext|>"]).token_ids[-1] == teacher.pad_token_id
     torch.testing.assert_close(teacher.network.module.score(outputs.embedding()), outputs.sequence_logits())
+
+
+def test_a_model_of_transformers_from_a_factory_has_its_own_limit(bert):
+    """Longer views are refused before anything runs, where each long text would be a dead letter and a GPU lost."""
+    assert load_any_teacher(factory("transformers_module", bert, folder=str(bert))).shape.max_length == 64
