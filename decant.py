@@ -45,8 +45,11 @@ def _told(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any
 
 def _load(arguments: argparse.Namespace) -> Any:
     from storage.config import load_config
+    from storage.config.neighbours import neighbours
 
-    return load_config(arguments.config, overrides=arguments.set)
+    config = load_config(arguments.config, overrides=arguments.set)
+    arguments.hint = neighbours(config, origin=arguments.config)
+    return config
 
 
 def _check_credentials(config: Any) -> None:
@@ -299,6 +302,9 @@ def _fail(arguments: argparse.Namespace, error: Exception, *, status: int) -> in
     if arguments.verbose:
         traceback.print_exception(error)
     message = str(error) if isinstance(error, DecantError) else _unforeseen(error)
+    hint = getattr(arguments, "hint", None)
+    if hint is not None and status != _EXIT_INTERRUPTED:
+        message = f"{message}\n{hint}"
     # What only another process met would else be seen nowhere.
     who = "decant" if _speaks() else f"decant (process {os.environ['RANK']})"
     sys.stderr.write(f"{who}: {message}\n")

@@ -18,7 +18,15 @@ _TRANSPORT = frozenset(
 
 
 class TeacherConfig(Config):
-    """A teacher network. Its own preprocessing is used: the evaluation view of pictures, the tokenizer of texts."""
+    """A teacher network. Its own preprocessing is used: the evaluation view of pictures, the tokenizer of texts.
+
+    A factory of your own is called with `kwargs` and returns `(module, description)`. Of pictures: a torch module from normalised
+    float pictures [B, 3, H, W] to logits [B, C], and `input_size` (3, H, W), `mean`, `std`, and optionally `crop_pct`,
+    `crop_mode`, `interpolation` and `label_names`; a module with a `pretrained_cfg` of these, as timm's have, may stand alone. Of
+    texts: `module(input_ids, attention_mask)` gives logits, and the description has `positions` (masked, all, next or view), and
+    optionally `max_length` and `class_names`. The folder of its module must be on PYTHONPATH. Its name, `kwargs` and weights say
+    which teacher it is, not its code: rename it when its forward pass changes.
+    """
 
     kind: PictureTeacher | TextTeacher = Field(
         description="Of pictures: timm model name, transformers image classifier, or your own `package.module:factory`. Of "
