@@ -95,7 +95,7 @@ def start(script, *, world_size, warnings="error"):
         for rank in range(world_size)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
 
 
@@ -114,8 +114,8 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
 
 
-def run_with_batch_norm(pictures, folder, *, ema_decay):
-    settings = {**SETTINGS, "targets": {"kind": "hard"}, "student": {"name": "test_resnet"}, "loss": {}, "ema_decay": ema_decay}
+def run_with_batch_norm(pictures, folder):
+    settings = {**SETTINGS, "targets": {"kind": "hard"}, "student": {"name": "test_resnet"}, "loss": {}, "epochs": 1}
     return train(
         make_config(pictures, folder, evaluation=True, **settings),
         stream=source_stream(pictures),
@@ -125,8 +125,7 @@ def run_with_batch_norm(pictures, folder, *, ema_decay):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_figures_are_those_of_the_student_that_leaves(tmp_path, ema_decay):
+def test_figures_are_those_of_the_student_that_leaves(tmp_path):
     """Every process has batch norm statistics of its own; the main one's are exported."""
     pictures = write_pictures(tmp_path / "pictures")
     folder = tmp_path / "two"
@@ -135,7 +134,7 @@ def test_figures_are_those_of_the_student_that_leaves(tmp_path, ema_decay):
         from pathlib import Path
         from tests.student_training.test_processes import run_with_batch_norm
 
-        run_with_batch_norm(Path({str(pictures)!r}), Path({str(folder)!r}), ema_decay={ema_decay})
+        run_with_batch_norm(Path({str(pictures)!r}), Path({str(folder)!r}))
         """,
         world_size=2,
     )
