@@ -49,8 +49,8 @@ class SoftLabelsTerm(Config):
     )
     positions: Literal["all", "masked", "next"] | None = Field(
         default=None,
-        description="Of hidden states with a head: tokens whose logits are compared. null: masked ones where the view masks, "
-        "else those with a next token for causal_lm, else all. Soft labels have positions of their own.",
+        description="Of hidden states with a head: tokens whose logits are compared. null: for causal_lm those "
+        "with a next token, else masked ones where the view masks, else all. Soft labels have positions of their own.",
     )
     divisor: Divisor = Field(default="rows", description=_DIVISOR)
 
