@@ -20,6 +20,8 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from storage.errors import ConfigError, DecantError
 
+_EXIT_INTERRUPTED = 130
+_ENDED_AT_ONCE = b"decant: interrupted twice, ended at once; what was committed is whole: run the same command again to go on\n"
 _CONNECTIONS = ("grpc", "requests", "urllib3")
 
 
@@ -101,10 +103,16 @@ class _Watchdog:
         if self.message is not None:
             raise KeyboardInterrupt
         # An ignored signal stays ignored: a run in the background of a shell.
-        if callable(self._handler):
-            self.interrupted = True
-            _hush_beam()
-            self._handler(number, frame)
+        if not callable(self._handler):
+            return
+        if self.interrupted:
+            # Beam waits for what its workers do at this moment. Torn out of that it would leave them, and wait at exit for ever;
+            # they die with this process, and a run may be killed anywhere.
+            os.write(2, _ENDED_AT_ONCE)
+            os._exit(_EXIT_INTERRUPTED)
+        self.interrupted = True
+        _hush_beam()
+        self._handler(number, frame)
 
 
 def _hush_beam() -> None:
