@@ -21,7 +21,7 @@ from storage.errors import CacheError, CorruptError, FormatError, MismatchError
 from storage.hashing import canonical_json, digest, seal, unseal
 from storage.naming import did_you_mean
 from storage.parts import Extent, Info, PartRecord, PartStatistics, decode_class_means, encode_class_means
-from storage.parts_table import PARTS_SCHEMA, read_parts_table
+from storage.parts_table import PARTS_OPTIONS, PARTS_SCHEMA, read_parts_table
 from storage.remedies import EITHER_AGAIN, EITHER_REPAIR, are_imported, how_to_make_again, how_to_mend
 from storage.specs import PartSpec, RequestSpec, SoftLabelsSpec, TargetSpec
 from storage.teacher_record import TeacherRecord
@@ -339,9 +339,7 @@ def commit_label_set(
             yield used, record
 
     buffer = io.BytesIO()
-    # Readers know the schema, and digests fill no dictionary: what these would take weighs in small label sets.
-    options = {"compression": "zstd", "write_statistics": False, "store_schema": False, "use_dictionary": ["request"]}
-    with pq.ParquetWriter(buffer, PARTS_SCHEMA, **options) as writer:
+    with pq.ParquetWriter(buffer, PARTS_SCHEMA, **PARTS_OPTIONS) as writer:
         for batch in _write_parts(summed(), totals):
             writer.write_batch(batch)
     table = buffer.getvalue()

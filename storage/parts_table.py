@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,6 +33,16 @@ PARTS_SCHEMA = pa.schema(
 )
 ROW_BYTES = 32
 """A row takes no fewer in the file: it holds a sha256 of its own, which nothing compresses."""
+PARTS_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "write_statistics": False,
+    "store_schema": False,
+    "use_dictionary": ["request"],
+}
+"""How the table is written. Readers know the schema, and digests fill no dictionary: what these take weighs in small tables, and
+looking through dictionaries takes longer than the rest of reading a large one."""
+_RUN = 32
+"""Row groups that are read at a time."""
 _FINGERPRINT = "^[0-9a-f]{64}$"
 
 
@@ -48,14 +60,38 @@ def read_parts_table(data: bytes, *, num_parts: int, num_views: int, origin: str
         # Not pq.read_table: it leaves Python objects to Arrow's threads, which abort a process that ends at that moment.
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as parquet:
             check_size(parquet, data, num_rows=num_parts, row_bytes=ROW_BYTES)
-            table = parquet.read(use_threads=False).cast(PARTS_SCHEMA)
-        table.validate(full=True)
+            groups = range(parquet.num_row_groups)
+            # Run by run: what a check makes of a column is small, and fewer, larger pieces waste less memory.
+            runs = [
+                _checked(parquet.read_row_groups(groups[first : first + _RUN], use_threads=False), origin=origin)
+                for first in groups[::_RUN]
+            ]
+        table = pa.concat_tables(runs) if runs else PARTS_SCHEMA.empty_table()
         if table.num_rows != num_parts:
             raise ValueError(f"{table.num_rows} rows, its footer says {num_parts}")
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FormatError(f"{origin}: not a table of parts that this release can read: {error}") from error
-    blocks = table.column("blocks").combine_chunks().flatten()
-    samples = table.column("samples").combine_chunks()
+    last_views = [pc.max(_blocks(run).field("view")).as_py() for run in runs]
+    last_view = max((view for view in last_views if view is not None), default=None)
+    if last_view is not None and last_view != num_views - 1:
+        raise FormatError(f"{origin}: its last block is of view {last_view}; the label set has {num_views} views")
+    return table
+
+
+def _blocks(table: pa.Table) -> pa.StructArray:
+    return table.column("blocks").combine_chunks().flatten()
+
+
+def _checked(table: pa.Table, *, origin: str) -> pa.Table:
+    """Return some rows whose values are in their ranges.
+
+    Raises:
+        ArrowInvalid: not the columns that their types say.
+        FormatError: a value is missing or out of its range.
+    """
+    table = table.cast(PARTS_SCHEMA).combine_chunks()
+    table.validate(full=True)
+    blocks, samples = _blocks(table), table.column("samples").combine_chunks()
     columns = {name: table.column(name) for name in table.column_names} | {"blocks[]": blocks}
     columns |= {f"blocks[].{name}": blocks.field(name) for name in _BLOCK}
     columns |= {f"samples.{name}": samples.field(name) for name in _EXTENT}
@@ -72,9 +108,6 @@ def read_parts_table(data: bytes, *, num_parts: int, num_views: int, origin: str
     ):
         if pc.any(pc.greater(numbers, most)).as_py():
             raise FormatError(f"{origin}: up to {pc.max(numbers).as_py()} {what}, which may hold {most}")
-    last_view = pc.max(blocks.field("view")).as_py()
-    if last_view is not None and last_view != num_views - 1:
-        raise FormatError(f"{origin}: its last block is of view {last_view}; the label set has {num_views} views")
     for name, pattern, what in (("tar_name", TAR_NAME, "the name of a part's tar"), ("request", _FINGERPRINT, "a fingerprint")):
         strangers = table.filter(pc.invert(pc.match_substring_regex(table.column(name), pattern)))
         if strangers.num_rows:

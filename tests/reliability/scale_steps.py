@@ -81,7 +81,7 @@ def write(url: str, count: str) -> dict[str, Any]:
     from storage.hashing import canonical_json, digest, seal
     from storage.label_set import Manifest
     from storage.parts import PartStatistics, encode_class_means
-    from storage.parts_table import PARTS_SCHEMA
+    from storage.parts_table import PARTS_OPTIONS, PARTS_SCHEMA
     from tests.reliability.listed_units import SAMPLES_A_UNIT, unit_digest, unit_name
     from tests.storage.caches import NUM_CLASSES, make_request
 
@@ -93,7 +93,7 @@ def write(url: str, count: str) -> dict[str, Any]:
     rows_a_part = SAMPLES_A_UNIT
     folder = Path(cache.store.path(cache.request_folder(fingerprint)))
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, PARTS_SCHEMA, compression="zstd", write_statistics=False) as writer:
+    with pq.ParquetWriter(buffer, PARTS_SCHEMA, **PARTS_OPTIONS) as writer:
         for first in range(0, num_parts, 8192):
             size = min(8192, num_parts - first)
             digests = [unit_digest(first + number) for number in range(size)]

@@ -36,6 +36,7 @@ def table(number=5000):
             "name": [f"some/folder/of/units/{index:06d}.tar" for index in range(number)],
             "sha256": [rng.bytes(32).hex() for _ in range(number)],
             "same": ["0" * 64] * number,
+            "ragged": [f"{index}" * (index % 7) for index in range(number)],
             "number": np.arange(number),
             "lists": pa.array([list(range(index % 4)) for index in range(number)], type=pa.list_(pa.int32())),
             "structs": pa.array([{"a": index, "b": None if index % 3 else "b"} for index in range(number)]),
@@ -60,8 +61,8 @@ def test_every_page_of_a_file_is_found(compression, dictionary, version):
                 assert sum(page.num_values for page in pages if page.kind != 2) == column.num_values
                 has_dictionary = [page.kind for page in pages].count(2)
                 assert has_dictionary == column.has_dictionary_page
-                if has_dictionary and column.path_in_schema in ("name", "same", "sha256"):
-                    longest = {"name": 31, "same": 64, "sha256": 64}[column.path_in_schema]
+                if has_dictionary and column.path_in_schema in ("name", "same", "sha256", "ragged"):
+                    longest = {"name": 31, "same": 64, "sha256": 64, "ragged": 24}[column.path_in_schema]
                     assert parquet_bounds._longest(pages[0], found) == longest
 
 
