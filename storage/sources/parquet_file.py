@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from storage.config.source import ParquetConfig
 from storage.errors import SourceError
 from storage.naming import did_you_mean
-from storage.sources.files import open_store, reaching
+from storage.sources.files import change_token, open_store, reaching
 
 BATCH_ROWS = 64
 """Rows decoded at a time. Small batches also keep the pictures of one batch below the 2 GiB of Arrow's binary type."""
@@ -26,20 +27,38 @@ NO_BYTES = "the bytes are null"
 _BYTES = "bytes"
 
 
+_opened: WeakValueDictionary[tuple[str, str], pq.ParquetFile] = WeakValueDictionary()
+
+
 def open_parquet(url: str) -> pq.ParquetFile:
     """Open a file with page checksums verified where its writer stored them.
+
+    Readers of one file share its footer, which is kilobytes for each of its row groups, as long as one of them has it open.
 
     Raises:
         SourceError: the file does not exist or is no whole Parquet file.
     """
     fs, path = open_store(url)
+    options: dict[str, Any] = {"page_checksum_verification": True}
     with reaching(url, action="open"):
         try:
             if isinstance(fs, LocalFileSystem | MemoryFileSystem):
-                return pq.ParquetFile(path, filesystem=fs, page_checksum_verification=True)
-            return pq.ParquetFile(fs.open(path, block_size=REMOTE_BLOCK_BYTES), page_checksum_verification=True)
-        except pa.ArrowInvalid as error:
+                opened, info = path, fs.info(path)
+                options["filesystem"] = fs
+            else:
+                opened = fs.open(path, block_size=REMOTE_BLOCK_BYTES)
+                info = getattr(opened, "details", {})
+            token = change_token(info)
+            known = _opened.get((url, token)) if token else None
+            parquet = pq.ParquetFile(opened, metadata=None if known is None else known.metadata, **options)
+        except (pa.ArrowInvalid, OSError) as error:
+            # Stores' own OSErrors are told by `reaching`.
+            if not isinstance(error, pa.ArrowInvalid) and "deserialize thrift" not in str(error):
+                raise
             raise SourceError(f"{url} is truncated, damaged or no Parquet file: {error}; copy or write it again") from error
+    if token:
+        _opened[url, token] = parquet
+    return parquet
 
 
 def decode_row_group(parquet: pq.ParquetFile, *, url: str, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -271,3 +272,19 @@ def test_real_pictures_come_back_pixel_by_pixel(tmp_path):
     decoded = np.stack([np.asarray(decode_image(sample.data, max_pixels=784)) for sample in samples])
     assert np.array_equal(decoded, np.repeat(pixels[..., None], 3, axis=3))
     assert [sample.label for sample in samples] == labels
+
+
+def test_readers_of_one_file_share_its_footer_until_the_file_changes():
+    url, fs = "memory://footers/train.parquet", fsspec.filesystem("memory")
+    data = parquet_bytes([bytes([number]) * 9 for number in range(8)], labels=[0] * 8)
+    fs.pipe_file(url, data)
+    source = open_source(ParquetConfig(kind="parquet", path=url, unit_size=2))
+    first, second, third, _ = source.units()
+    reader = source.open(first)
+    # Damage that the store does not tell of shows that nobody reads the footer again.
+    fs.store["/footers/train.parquet"].getbuffer()[-20:-12] = b"\xff" * 8
+    assert source.open(second).read(1) == bytes([3]) * 9
+    fs.pipe_file(url, data[:-20] + b"\xff" * 8 + data[-12:])
+    with pytest.raises(SourceError, match="damaged or no Parquet file"):
+        source.open(third)
+    reader.close()
