@@ -157,13 +157,12 @@ class LabelSet:
         return self.cache.read_extent(tar_path, extent, imported=are_imported(self.manifest.request))
 
     @cached_property
-    def _request_column(self) -> pa.Array:
-        # Whole, not in chunks: asked for with every block that is read.
-        return self.parts.column("request").combine_chunks()
+    def _request_column(self) -> pa.ChunkedArray:
+        return self.parts.column("request")
 
     @cached_property
-    def _tar_name_column(self) -> pa.Array:
-        return self.parts.column("tar_name").combine_chunks()
+    def _tar_name_column(self) -> pa.ChunkedArray:
+        return self.parts.column("tar_name")
 
     def class_means(self) -> npt.NDArray[np.float64]:
         """Return float64 [classes], the mean probability of every class over all rows.

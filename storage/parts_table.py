@@ -41,7 +41,7 @@ PARTS_OPTIONS: dict[str, Any] = {
 }
 """How the table is written. Readers know the schema, and digests fill no dictionary: what these take weighs in small tables, and
 looking through dictionaries takes longer than the rest of reading a large one."""
-_RUN = 32
+_RUN = 8
 """Row groups that are read at a time."""
 _FINGERPRINT = "^[0-9a-f]{64}$"
 
