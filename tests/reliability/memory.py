@@ -35,7 +35,9 @@ Most resident memory that a process held at once, as the system counted it: `dec
 process that reads the label set joined with its pictures for one epoch in shuffled order (window of {window} blocks). Each is a process of
 its own, imports included. The source is Parquet with pictures of {picture} x {picture} pixels, {unit_size} a unit; a linear layer labels them, one view,
 top-10 of {classes} classes. Every size is labelled by `decant label` itself, and what it wrote is verified and read. The window is
-smaller than the smallest set, so that all of them fill it. What grows is what is kept of each unit: about 13 KB in `decant label`, 3 KB in `decant cache verify`."""
+smaller than the smallest set, so that all of them fill it. What grows is what is kept of each unit: about 13 KB in `decant label`, 3 KB in `decant cache verify`
+and in reading; and, up to 16 Parquet files, their footers, which are read at once to list the source (the least set is one file, 1,000,000
+rows are ten)."""
 
 
 @dataclass(frozen=True, kw_only=True)
