@@ -25,6 +25,7 @@ class AugmentationConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of what is replaced.")
 
 
+UnitEnds = Literal["count", "keys"]
 _UNIT_ENDS = (
     "Where units end. count: after `unit_size` files in the order of their names, so that one added or removed shifts all units "
     "behind it, whose labels are computed anew. keys: where the names themselves say so, after a quarter of `unit_size` to "
@@ -73,7 +74,7 @@ class ImageFolderConfig(_Source):
 
     kind: Literal["image_folder"] = Field(description="Pictures in class folders.")
     unit_size: int = Field(default=4000, ge=1, description="Pictures in one source unit (one work unit, one part).")
-    unit_ends: Literal["count", "keys"] = Field(default="count", description=_UNIT_ENDS)
+    unit_ends: UnitEnds = Field(default="count", description=_UNIT_ENDS)
     labelled: bool = Field(default=True, description="False: a flat or nested folder without classes.")
 
 
@@ -147,7 +148,7 @@ class TextConfig(_TextFiles):
 
     kind: Literal["text"] = Field(description="Plain text.")
     documents: Literal["lines", "files"] = Field(default="lines", description="What one document is: a line, or a whole file.")
-    unit_ends: Literal["count", "keys"] = Field(default="count", description=f"{_UNIT_ENDS} With documents: files alone.")
+    unit_ends: UnitEnds = Field(default="count", description=f"{_UNIT_ENDS} With documents: files alone.")
     skip_blank_lines: bool = Field(
         default=False, description="Leave out lines of nothing but white space; otherwise each of them becomes a dead letter."
     )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
+from storage.config.source import UnitEnds
 from storage.hashing import checksum
-
-UnitEnds = Literal["count", "keys"]
 
 _LEAST_SHARE = 4
 
