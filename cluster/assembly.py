@@ -12,7 +12,7 @@ from cluster import flink
 from cluster.errors import ClusterError
 from cluster.flink import FLINK_MINOR, FlinkAddresses, FlinkMemory
 from cluster.hosts import Host, Hosts, check_own_networks, hosts_on_loopback, hosts_with_own_networks
-from cluster.job_server import job_server, job_server_jar
+from cluster.job_server import FLINK_JOB_SERVER, job_server, job_server_jar
 from cluster.object_store import BUCKET, make_bucket, object_store, store_environment
 from cluster.ports import answers, free_address, free_addresses
 from cluster.processes import MARK, Processes
@@ -72,7 +72,7 @@ def bring_up(folder: Path, *, shape: Shape, downloads: Path, jar: Path | None = 
                 "environment; leave out --workers-per-host"
             )
         program = entry_point(downloads)
-    jar = job_server_jar(downloads) if jar is None else jar.resolve()
+    jar = job_server_jar(FLINK_JOB_SERVER, downloads=downloads) if jar is None else jar.resolve()
     if not jar.exists():
         raise ClusterError(f"--job-server-jar {jar}: there is no such file")
     lib = flink.distribution(downloads)

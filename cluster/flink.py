@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
-import tarfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -14,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from cluster.downloads import find_program, made_whole, run_program
-from cluster.errors import ClusterError
+from cluster.downloads import find_program, jars_of_package
 from cluster.hosts import Host
 from cluster.processes import Service
 
@@ -103,38 +100,14 @@ def distribution(downloads: Path) -> Path:
     Raises:
         ClusterError: it cannot be downloaded, or is not what was expected.
     """
-    lib = downloads / f"flink-{FLINK_VERSION}"
-    if lib.is_dir():
-        return lib
     requirement = f"apache-flink-libraries=={FLINK_VERSION}"
-    with made_whole(lib) as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--no-binary",
-            ":all:",
-        ]
-        run_program(
-            [*command, "--dest", str(scratch), requirement],
-            doing=f"downloading {requirement} (230 MB) from the Python package index",
-            remedy="check the network, or pip's settings for a mirror, and try again",
-            folder=scratch,
-        )
-        (archive,) = scratch.glob("apache*flink*libraries*.tar.gz")
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if member.isfile() and "/deps/lib/" in member.name and member.name.endswith(".jar"):
-                    member.name = member.name.rpartition("/")[2]
-                    tar.extract(member, scratch, filter="data")
-        archive.unlink()
-        if not (scratch / f"flink-dist-{FLINK_VERSION}.jar").exists():
-            raise ClusterError(f"{requirement} holds no flink-dist-{FLINK_VERSION}.jar; it is packed in another way")
-    return lib
+    return jars_of_package(
+        requirement,
+        folder=downloads / f"flink-{FLINK_VERSION}",
+        within="/deps/lib/",
+        expected=f"flink-dist-{FLINK_VERSION}.jar",
+        size_mb=230,
+    )
 
 
 def write_config(folder: Path, *, scratch: Path, addresses: FlinkAddresses, num_hosts: int, num_slots: int) -> None:

@@ -12,7 +12,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-from cluster.downloads import find_program, made_whole, run_program
+from cluster.downloads import go_program, run_program
 from cluster.errors import ClusterError
 
 INSTALLED, WHEEL, SETUP_FILE = CODES = ("installed", "wheel", "setup-file")
@@ -20,8 +20,6 @@ INSTALLED, WHEEL, SETUP_FILE = CODES = ("installed", "wheel", "setup-file")
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TREE = ("setup.py", "MANIFEST.in", "pyproject.toml", "decant.py", "pipelines", "storage", "student_training")
-_GO_REMEDY = "install Go, or leave out --code"
-_NETWORK_REMEDY = "check the network, or Go's settings for a proxy of modules, and try again"
 _FIND_DECANT = "import importlib.util as u; print(*(n for n in ('decant', 'pipelines', 'storage') if u.find_spec(n)))"
 
 
@@ -91,18 +89,8 @@ def entry_point(downloads: Path) -> Path:
     """
     version = importlib.metadata.version("apache-beam")
     program = downloads / f"beam-entry-point-{version}" / "container"
-    if program.exists():
-        return program
-    go = find_program("go", remedy=_GO_REMEDY)
-    module = f"github.com/apache/beam/sdks/v2/python/container@v{version}"
-    with made_whole(program.parent) as scratch:
-        run_program(
-            ["env", f"GOBIN={scratch}", go, "install", module],
-            doing=f"building {module}",
-            remedy=_NETWORK_REMEDY,
-            folder=scratch,
-        )
-    return program
+    module = "github.com/apache/beam/sdks/v2/python/container"
+    return go_program(module, version=version, program=program, without_go="install Go, or leave out --code")
 
 
 def start_script(python: Path) -> Path:

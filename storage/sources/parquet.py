@@ -65,8 +65,7 @@ class ParquetSource:
         stems = [name.rsplit(".", 1)[0] for name in (file.url.rsplit("/", 1)[-1] for file in files)]
         if self._config.key_column is None:
             _refuse_equal_stems(files, stems)
-        with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            footers = list(pool.map(self._read_footer, files))
+        footers = self._read_footers(files)
         self._agree_on_classes(files, [names for _, names in footers])
         units: list[SourceUnit] = []
         for file, stem, name, (group_rows, _) in zip(files, stems, unit_names(files), footers, strict=True):
@@ -92,6 +91,13 @@ class ParquetSource:
                     )
                 )
         return units
+
+    def _read_footers(self, files: Sequence[StoredFile]) -> list[tuple[list[int], tuple[str, ...] | None]]:
+        if all(file.url.startswith("file:") for file in files):
+            # On a disk threads gain little, and each keeps memory of its own for what it has read.
+            return [self._read_footer(file) for file in files]
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            return list(pool.map(self._read_footer, files))
 
     def _read_footer(self, file: StoredFile) -> tuple[list[int], tuple[str, ...] | None]:
         with open_parquet(file.url) as parquet:

@@ -1,6 +1,4 @@
-import io
 import itertools
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from cluster import flink
 from cluster.errors import ClusterError
 from cluster.flink import FLINK_VERSION, FlinkAddresses, FlinkMemory
 from cluster.hosts import Host
+from tests.cluster.support import package, pip_index
 
 ADDRESSES = FlinkAddresses(rest="127.0.0.1:8081", rpc="127.0.0.1:6123", blob="127.0.0.1:6124")
 
@@ -62,31 +61,17 @@ def test_without_java_the_message_says_what_to_install(tmp_path, monkeypatch):
         flink.job_manager(tmp_path, config=tmp_path, addresses=ADDRESSES, memory=FlinkMemory())
 
 
-def package(folder, *, jars):
-    """A source distribution, as Flink's Python package is one."""
-    name = f"apache-flink-libraries-{FLINK_VERSION}"
-    setup = f"from setuptools import setup\nsetup(name='apache-flink-libraries', version='{FLINK_VERSION}')\n"
-    files = {"setup.py": setup, "PKG-INFO": f"Metadata-Version: 2.1\nName: apache-flink-libraries\nVersion: {FLINK_VERSION}\n"}
-    with tarfile.open(folder / f"{name}.tar.gz", "w:gz") as archive:
-        for path, text in {**files, **{f"deps/lib/{jar}": "jar" for jar in jars}, "deps/opt/other.jar": "jar"}.items():
-            info = tarfile.TarInfo(f"{name}/{path}")
-            info.size = len(text)
-            archive.addfile(info, io.BytesIO(text.encode()))
+index = pytest.fixture(pip_index)
 
 
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """What pip looks at instead of the network."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
+def flink_package(folder, *, jars):
+    files = [*(f"deps/lib/{jar}" for jar in jars), "deps/opt/other.jar"]
+    package(folder, name="apache-flink-libraries", version=FLINK_VERSION, files=files)
 
 
 def test_the_distribution_is_taken_out_of_its_package_once(tmp_path, index):
     jars = {f"flink-dist-{FLINK_VERSION}.jar", "log4j-core-2.jar"}
-    package(index, jars=jars)
+    flink_package(index, jars=jars)
     lib = flink.distribution(tmp_path / "downloads")
     assert {path.name for path in lib.iterdir()} == jars
     (index / f"apache-flink-libraries-{FLINK_VERSION}.tar.gz").unlink()
@@ -94,7 +79,7 @@ def test_the_distribution_is_taken_out_of_its_package_once(tmp_path, index):
 
 
 def test_another_packing_is_refused_and_leaves_nothing(tmp_path, index):
-    package(index, jars=["other.jar"])
+    flink_package(index, jars=["other.jar"])
     with pytest.raises(ClusterError, match="holds no flink-dist"):
         flink.distribution(tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []

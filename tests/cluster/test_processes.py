@@ -62,7 +62,9 @@ def test_an_orphan_of_a_killed_service_is_ended(cluster):
     started = cluster.start(server(free_address("127.0.0.1"), child=SLEEP))
     cluster.wait_for_port("server")
     (orphan,) = psutil.Process(started.pid).children()
-    psutil.Process(started.pid).kill()
+    killed = psutil.Process(started.pid)
+    killed.kill()
+    psutil.wait_procs([killed], timeout=30)
     cluster._reap()
     assert orphan.is_running()
     assert cluster.stop_all() == 1
