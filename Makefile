@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench trial trial-text cluster-up cluster-down cluster-demo golden docs clean
+.PHONY: help install demo test check bench trial trial-text trial-cluster cluster-up cluster-down cluster-demo golden docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -42,6 +42,10 @@ trial: $(STAMP) ## train real students on Fashion-MNIST, with and without labels
 trial-text: $(STAMP) ## the same on SST-2 and, with a real language model, on tinyshakespeare
 	$(BIN)/python -m tests.trials.sst2
 	$(BIN)/python -m tests.trials.stories
+
+trial-cluster: $(STAMP) ## label on Spark, on Prism and on a Flink cluster with faults (needs Java 17, Maven and Go; an hour)
+	$(BIN)/python -m tests.trials.engines
+	$(BIN)/python -m tests.trials.cluster_faults
 
 cluster-up: $(STAMP) ## play a Flink cluster of two hosts on this machine (needs Java 17 and Maven)
 	$(BIN)/python -m cluster up

@@ -2,7 +2,8 @@
 
 A Flink cluster of two hosts is played on this machine (`cluster/`). Real pictures are labelled by a real network, from the store
 into the store. In the middle of the job a fault happens: a worker pool with its workers, a TaskManager or the submitter gets
-SIGKILL, or the store answers 503 for ten seconds; or a run on this machine writes the same cache at the same time. Then what people
+SIGKILL, or the store answers 503 for ten seconds; or a run on this machine, or on a second cluster, writes the same cache at the same
+time. Then what people
 or their supervisors do is done: the process is started again; where the command failed, or was killed, the same command is run again.
 In the end every file that readers look at is compared with a local run that nobody disturbed. The network writes down every batch:
 what is beyond those of one run was computed twice.
@@ -42,6 +43,7 @@ TASK_MANAGER = "a TaskManager killed"
 STORE = "the store answers 503 for 10 s"
 SUBMITTER = "the submitter killed"
 SECOND_RUN = "a local run writes the same cache at once"
+SECOND_CLUSTER = "a second cluster writes the same cache at once"
 FAULTS = {
     "none": NOTHING,
     "pool": POOL,
@@ -49,6 +51,7 @@ FAULTS = {
     "store": STORE,
     "submitter": SUBMITTER,
     "second-run": SECOND_RUN,
+    "second-cluster": SECOND_CLUSTER,
 }
 _DARK_SECONDS = 10.0
 _MOST_COMMANDS = 3
@@ -85,9 +88,12 @@ class TooLateError(Exception):
 class Trial:
     """A cluster with a store that can fail, and the experiment that is labelled on it."""
 
-    def __init__(self, folder: Path, processes: Processes, *, pictures: Path, teacher: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, processes: Processes, *, second: Processes | None, pictures: Path, teacher: dict[str, Any]
+    ) -> None:
         self._folder = folder
         self._processes = processes
+        self._second = second
         self._teacher = teacher
         self.log = Path(os.environ[LOG])
         store = urlsplit(processes.facts["store"])
@@ -97,15 +103,19 @@ class Trial:
         self._store = f"{store.hostname}:{store.port}"
         put_files(self._store, folder=pictures, prefix="pictures")
         self.through_proxy = {"AWS_ENDPOINT_URL": self.proxy.url}
-        for name, started in list(processes.started.items()):
-            if name.startswith("worker-pool"):
-                environment = {**started.service.environment, **self.through_proxy}
-                processes.stop(name)
-                processes.start(dataclasses.replace(started.service, environment=environment))
-                processes.wait_for_port(name)
+        for cluster in (processes, *([] if second is None else [second])):
+            self._let_workers_use_proxy(cluster)
         self.num_batches = 0
         """Of a run that nobody disturbs."""
         self.num_units = 0
+
+    def _let_workers_use_proxy(self, cluster: Processes) -> None:
+        for name, started in list(cluster.started.items()):
+            if name.startswith("worker-pool"):
+                environment = {**started.service.environment, **self.through_proxy}
+                cluster.stop(name)
+                cluster.start(dataclasses.replace(started.service, environment=environment))
+                cluster.wait_for_port(name)
 
     def run_here(self, pictures: Path) -> dict[str, bytes]:
         """Label on this machine and return the files that readers look at."""
@@ -142,17 +152,20 @@ class Trial:
         succeeded = False
         while not succeeded and num_commands < _MOST_COMMANDS:
             num_commands += 1
-            command = self._start(config, *submission_arguments(self._processes, through_job_server=False))
+            command = self._submit(config, to=self._processes)
             others: list[subprocess.Popen[str]] = []
             try:
                 if num_commands == 1 and fault != NOTHING:
-                    # A second run needs a while before it labels.
-                    enough = 1 if fault == SECOND_RUN else rng.randint(1, self.num_units - 3)
+                    # A second run needs a while before it labels, on another cluster as long as the first.
+                    enough = {SECOND_RUN: 1, SECOND_CLUSTER: 0}.get(fault, rng.randint(1, self.num_units - 3))
                     num_committed = self._when_committed(enough, command=command, cache=cache)
                     time.sleep(rng.random())
                     self._check_goes_on(command)
                     if fault == SECOND_RUN:
                         others.append(self._start(config))
+                    elif fault == SECOND_CLUSTER:
+                        assert self._second is not None
+                        others.append(self._submit(config, to=self._second))
                     else:
                         self._harm(fault, command=command, rng=rng)
                 said = [process.communicate(timeout=_RUN_SECONDS)[1] for process in (command, *others)]
@@ -173,11 +186,14 @@ class Trial:
             differing=tuple(differing),
         )
 
-    def _start(self, config: str, *arguments: str) -> subprocess.Popen[str]:
+    def _submit(self, config: str, *, to: Processes) -> subprocess.Popen[str]:
+        return self._start(config, *submission_arguments(to, through_job_server=False), environment=submission_environment(to))
+
+    def _start(self, config: str, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "decant", "label", config, *arguments, "--json"],
             cwd=ROOT,
-            env={**os.environ, **submission_environment(self._processes), **self.through_proxy},
+            env={**os.environ, **(environment or submission_environment(self._processes)), **self.through_proxy},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -265,8 +281,11 @@ def main() -> int:
     outcomes = []
     with only_one(folder):
         processes = bring_up(folder, shape=shape, downloads=arguments.downloads, say=say)
+        second = None
         try:
-            trial = Trial(folder, processes, pictures=pictures, teacher=teacher)
+            if "second-cluster" in arguments.faults:
+                second = bring_up(folder / "second", shape=shape, downloads=arguments.downloads, say=say)
+            trial = Trial(folder, processes, second=second, pictures=pictures, teacher=teacher)
             expected = trial.run_here(pictures)
             wanted = [FAULTS[name] for name in arguments.faults for _ in range(1 if name == "none" else arguments.trials)]
             number = 0
@@ -283,7 +302,9 @@ def main() -> int:
                 if arguments.output:
                     arguments.output.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))
         finally:
-            processes.stop_all()
+            for cluster in (processes, second):
+                if cluster is not None:
+                    cluster.stop_all()
     sys.stdout.write(markdown(outcomes, num_units=trial.num_units))
     return 1 if any(outcome.differing for outcome in outcomes) else 0
 
