@@ -44,7 +44,8 @@ def open_parquet(url: str) -> pq.ParquetFile:
         try:
             if isinstance(fs, LocalFileSystem | MemoryFileSystem):
                 opened, info = path, fs.info(path)
-                options["filesystem"] = fs
+                # Arrow reads ahead by threads, each of which keeps memory of its own: nothing is gained by it on a disk.
+                options |= {"filesystem": fs, "pre_buffer": False}
             else:
                 opened = fs.open(path, block_size=REMOTE_BLOCK_BYTES)
                 info = getattr(opened, "details", {})
