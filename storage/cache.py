@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from storage.errors import CorruptError, FormatError, MismatchError, NewerReleaseError
+from storage.errors import CacheError, CorruptError, FormatError, MismatchError, NewerReleaseError
 from storage.filesystem import Store
 from storage.hashing import canonical_json, digest, seal, unseal
 from storage.heads import FrozenHead, decode_head, encode_head
@@ -65,6 +65,18 @@ class Cache:
     def at(cls, url: str) -> Cache:
         """Return the cache at a local path or fsspec URL; nothing is created."""
         return cls(Store(url))
+
+    @classmethod
+    def existing(cls, url: str) -> Cache:
+        """Return the cache at a local path or fsspec URL that holds something.
+
+        Raises:
+            CacheError: nothing is there.
+        """
+        cache = cls.at(url)
+        if not cache.store.folders(""):
+            raise CacheError(f"{url} holds nothing, so no cache is there; check the path, or make one with `decant label`")
+        return cache
 
     def request_folder(self, request: str) -> str:
         """Return the folder of a request by its fingerprint."""

@@ -42,7 +42,7 @@ def collect_garbage(
     if not (grace_hours >= 0 and untagged_days >= 0):
         raise CacheError(f"grace of {grace_hours} hours and age of {untagged_days} days: give 0 or more")
     collector = Collector(
-        cache=Cache.at(url),
+        cache=Cache.existing(url),
         grace_seconds=grace_hours * _HOUR_SECONDS,
         old_seconds=untagged_days * _DAY_SECONDS,
         with_label_sets=untagged,

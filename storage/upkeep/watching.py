@@ -164,7 +164,7 @@ def _result(cache: Cache, follower: RunFollower, snapshot: Snapshot, *, once: bo
 
 def list_runs(url: str) -> dict[str, Any]:
     """Return the newest runs of a cache that can be followed, and a readable form under "text"."""
-    store = Cache.at(url).store
+    store = Cache.existing(url).store
     now = store.now()
     entries: list[dict[str, Any]] = []
     for folder, info in known_runs(store):

@@ -8,6 +8,7 @@ import random
 import uuid
 from dataclasses import replace
 
+import fsspec
 import pytest
 
 from storage.cache import Cache
@@ -76,10 +77,11 @@ def test_a_named_label_set_that_lies_on_another_disk_keeps_its_parts(labeller, u
     assert_whole(url, label_set)
 
 
-def test_a_cache_that_is_not_there_has_no_garbage(url):
-    found = collect_garbage(url, delete=True)
-    assert (found["num_files"], found["text"]) == (0, f"{url}: 0 files removed, 0 bytes")
-    assert collect_garbage(url)["text"] == f"{url}: nothing to remove"
+def test_a_cache_that_is_not_there_is_refused_and_not_made(any_url):
+    with pytest.raises(CacheError, match=f"{any_url}/elsewhere holds nothing, so no cache is there; check the path"):
+        collect_garbage(f"{any_url}/elsewhere", delete=True)
+    fs, path = fsspec.core.url_to_fs(f"{any_url}/elsewhere")
+    assert not fs.exists(path)
 
 
 @pytest.mark.parametrize("options", [{"grace_hours": -1}, {"untagged_days": -1}, {"grace_hours": float("nan")}])

@@ -228,6 +228,9 @@ def test_the_newest_is_watched_and_others_that_go_on_are_named(labeller, url, ca
 
 
 def test_runs_are_listed(labeller, url):
+    with pytest.raises(CacheError, match="holds nothing, so no cache is there"):
+        list_runs(url)
+    labeller.label()
     assert list_runs(url)["runs"] == []
     assert "has no run that can be followed" in list_runs(url)["text"]
     runs = [start_run(labeller, run=f"20260131-120000-{number:08x}", name=f"birds-{number}") for number in range(22)]
