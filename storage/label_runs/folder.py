@@ -186,6 +186,7 @@ class RunFolder:
             with pq.ParquetFile(pa.BufferReader(data), read_dictionary=["request"], pre_buffer=False) as parquet:
                 check_size(parquet, data, num_rows=info.num_parts)
                 table = parquet.read(use_threads=False)
+            table.validate(full=True)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise self._no_table(str(error)) from error
         if not table.schema.equals(_PARTS) or table.num_rows != info.num_parts:

@@ -94,6 +94,31 @@ def test_a_table_that_somebody_made_up_is_refused(labeller, changes):
         run.folder.parts(info)
 
 
+def test_a_byte_that_is_wrong_anywhere_in_a_column_that_is_coded_by_a_dictionary_is_no_surprise(labeller):
+    run = start_run(labeller)
+    # Five values, three bits each: there are codes that stand for nothing.
+    columns = {
+        "request": pa.array([digit * 64 for digit in "abcde"]).dictionary_encode(),
+        "part": ["7" * 32 + ".v00000-00001"] * 5,
+        "num_rows": [1] * 5,
+        "replaces": pa.array([None] * 5, type=pa.string()),
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, compression="none", write_statistics=False)
+    whole = sink.getvalue().to_pybytes()
+    chunk = pq.ParquetFile(pa.BufferReader(whole)).metadata.row_group(0).column(0)
+    refused = set()
+    for place in range(chunk.data_page_offset, chunk.dictionary_page_offset + chunk.total_compressed_size):
+        data = whole[:place] + b"\xff" + whole[place + 1 :]
+        run.folder.store.write(f"{run.folder.path}/parts.parquet", data)
+        info = run.info.model_copy(update={"parts_sha256": digest(data), "num_parts": 5})
+        try:
+            run.folder.parts(info)
+        except FormatError as error:
+            refused.add(str(error).rpartition(": ")[2])
+    assert any("should be in [0, 4]" in reason for reason in refused), refused
+
+
 def test_bytes_that_are_no_table_are_refused(labeller):
     run = start_run(labeller)
     run.folder.store.write(f"{run.folder.path}/parts.parquet", b"PAR1")
