@@ -196,6 +196,7 @@ def _read_table(cache: Cache, manifest: Manifest, *, columns: list[str]) -> pa.T
                 return None
             check_size(parquet, data, num_rows=manifest.num_parts, row_bytes=ROW_BYTES, columns=columns)
             table = parquet.read(columns=columns, use_threads=False)
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, KeyError):
         return None
     # Of a table that somebody made: a value that is missing is no name and no number.
