@@ -161,6 +161,8 @@ def _java_command(lib: Path, *, config: Path, heap_bytes: int, options: list[str
         java(),
         f"-Xmx{heap_bytes // _MEBIBYTE}m",
         "-XX:+UseSerialGC",
+        # Compiling longer costs more than it gains in jobs of minutes, on the cores that the workers need.
+        "-XX:TieredStopAtLevel=1",
         *options,
         *opened,
         f"-Dlog4j.configurationFile={(config / 'log4j.properties').as_uri()}",
