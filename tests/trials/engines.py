@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cluster.comparison import cache_files, compare_caches
 from cluster.demo import Demo, decant, label_config, prepare
 from cluster.downloads import DEFAULT
 from cluster.errors import ClusterError
+from cluster.flink import java
 from cluster.hosts import hosts_on_loopback
 from cluster.job_server import SPARK_JOB_SERVER, job_server_jar
 from cluster.ports import free_addresses
@@ -63,12 +64,12 @@ class Ended:
 
 
 @contextlib.contextmanager
-def job_service(folder: Path, *, downloads: Path) -> Iterator[list[str]]:
+def job_service(folder: Path, fetched: None) -> Iterator[list[str]]:
     """Serve Beam's own job service and a worker pool; yield the options that run on it."""
     processes = Processes.create(folder)
     service = LocalJobServicer(staging_dir=str(processes.home("staged")))
-    port = service.start_grpc_server(0)
     try:
+        port = service.start_grpc_server(0)
         (host,) = hosts_on_loopback(1).workers
         pool = worker_pool(host, port=pool_port([host.address]), environment={})
         processes.start(pool)
@@ -81,15 +82,25 @@ def job_service(folder: Path, *, downloads: Path) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def prism_alone(folder: Path, *, downloads: Path) -> Iterator[list[str]]:
+def prism_alone(folder: Path, program: Path) -> Iterator[list[str]]:
     """Yield the options with which a run starts a Prism of its own."""
-    yield ["--runner=PrismRunner", f"--prism_location={prism(downloads)}"]
+    yield ["--runner=PrismRunner", f"--prism_location={program}"]
+
+
+def fetch_spark(downloads: Path) -> tuple[Path, Path]:
+    """Return the jar of Beam's job server for Spark, and the folder of Spark's jars.
+
+    Raises:
+        ClusterError: Java is not there, or one of them cannot be had.
+    """
+    java()
+    return job_server_jar(SPARK_JOB_SERVER, downloads=downloads), spark.distribution(downloads)
 
 
 @contextlib.contextmanager
-def spark_cluster(folder: Path, *, downloads: Path) -> Iterator[list[str]]:
+def spark_cluster(folder: Path, fetched: tuple[Path, Path]) -> Iterator[list[str]]:
     """Bring a Spark cluster up, with a worker pool beside each worker; yield the options that run on it."""
-    jar, lib = job_server_jar(SPARK_JOB_SERVER, downloads=downloads), spark.distribution(downloads)
+    jar, lib = fetched
     processes = Processes.create(folder)
     try:
         hosts = hosts_on_loopback(_NUM_HOSTS)
@@ -115,10 +126,24 @@ def spark_cluster(folder: Path, *, downloads: Path) -> Iterator[list[str]]:
         processes.stop_all()
 
 
-ENGINES: dict[str, tuple[str, Callable[..., contextlib.AbstractContextManager[list[str]]]]] = {
-    "job-service": (JOB_SERVICE, job_service),
-    "prism": (PRISM, prism_alone),
-    "spark": (SPARK, spark_cluster),
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How an engine is had and brought up.
+
+    Attributes:
+        fetch: takes the folder of downloads; what it returns goes to `bring_up`. Where it fails, the engine cannot be had here.
+        bring_up: takes a folder of its own and what was fetched; gives options of `decant label`. Where it fails, so does the trial.
+    """
+
+    title: str
+    fetch: Callable[[Path], Any]
+    bring_up: Callable[[Path, Any], contextlib.AbstractContextManager[list[str]]]
+
+
+ENGINES = {
+    "job-service": Engine(title=JOB_SERVICE, fetch=lambda downloads: None, bring_up=job_service),
+    "prism": Engine(title=PRISM, fetch=prism, bring_up=prism_alone),
+    "spark": Engine(title=SPARK, fetch=fetch_spark, bring_up=spark_cluster),
 }
 
 
@@ -178,18 +203,18 @@ def main() -> int:
         here, expected = trial.label("here", engine=HERE, options=[])
         all_ended.append(here)
         for name in arguments.engines:
-            engine, bring_up = ENGINES[name]
-            say(f"labelling by {engine}")
-            with contextlib.ExitStack() as up:
-                try:
-                    options = up.enter_context(bring_up(folder / name, downloads=arguments.downloads))
-                except ClusterError as error:
-                    say(str(error))
-                    all_ended.append(Ended(engine=engine, missing=str(error).splitlines()[0]))
-                    continue
-                ended, files = trial.label(name, engine=engine, options=options)
+            engine = ENGINES[name]
+            say(f"labelling by {engine.title}")
+            try:
+                fetched = engine.fetch(arguments.downloads)
+            except ClusterError as error:
+                say(str(error))
+                all_ended.append(Ended(engine=engine.title, missing=str(error).splitlines()[0]))
+                continue
+            with engine.bring_up(folder / name, fetched) as options:
+                ended, files = trial.label(name, engine=engine.title, options=options)
             differing = tuple(file for kind in compare_caches(expected, files) for file in kind.differing)
-            all_ended.append(Ended(**{**asdict(ended), "differing": differing}))
+            all_ended.append(replace(ended, differing=differing))
     sys.stdout.write(f"{trial.what}, {here.num_rows:,} rows\n\n{markdown(all_ended)}")
     if arguments.output:
         arguments.output.write_text(json.dumps([asdict(ended) for ended in all_ended], indent=2))
