@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cluster import pages
 from cluster.downloads import find_program, jars_of_package
 from cluster.hosts import Host
 from cluster.processes import Service
@@ -20,7 +18,6 @@ FLINK_VERSION = "1.19.3"
 FLINK_MINOR = FLINK_VERSION.rpartition(".")[0]
 
 _MEBIBYTE = 2**20
-_REST_SECONDS = 5.0
 
 _JAVA_REMEDY = "install a JDK or JRE 17, which runs Flink (Debian: apt-get install openjdk-17-jre-headless)"
 
@@ -223,14 +220,7 @@ def task_manager(lib: Path, *, config: Path, host: Host, pool_name: str, memory:
 
 def ask(rest: str, path: str) -> dict[str, Any] | None:
     """Return what Flink's REST interface answers, None while nothing answers there."""
-    # Never through a proxy of the environment: it is this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"http://{rest}/v1/{path}", timeout=_REST_SECONDS) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
-    except (OSError, urllib.error.URLError, ValueError):
-        return None
+    return pages.ask(f"http://{rest}/v1/{path}")
 
 
 def num_free_slots(rest: str) -> int:

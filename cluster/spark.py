@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import pages
 from cluster.downloads import jars_of_package
 from cluster.flink import java
 from cluster.hosts import Host
@@ -118,9 +119,10 @@ def worker(lib: Path, *, host: Host, addresses: SparkAddresses, scratch: Path, p
     )
 
 
-def num_workers(log: str) -> int:
-    """Return how many workers a master says it has, by what it wrote."""
-    return log.count("Registering worker ")
+def num_workers(addresses: SparkAddresses) -> int:
+    """Return how many workers the master says are alive; 0 while it does not answer."""
+    state = pages.ask(f"http://{addresses.page}/json/")
+    return 0 if state is None else int(state["aliveworkers"])
 
 
 def submission_arguments(*, addresses: SparkAddresses, jar: Path, pool: str) -> list[str]:

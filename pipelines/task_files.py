@@ -1,8 +1,13 @@
-"""Files of a run's tasks in the cache's store: the job graph names their folder, and does not grow with them."""
+"""Files of a run's tasks in the cache's store: the job graph names their folder, and does not grow with them.
+
+Every run has an order of its own. So runs over one cache that begin together are rarely at the same unit: each finds parts that
+the other committed, and they share the work without knowing of each other.
+"""
 
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -29,8 +34,9 @@ class TaskFiles:
     num_files: int
 
     def names(self) -> Iterator[str]:
-        """Yield the names of the files."""
-        return (_file_name(self.folder, number) for number in range(self.num_files))
+        """Yield the names of the files, in the run's own order."""
+        numbers = random.Random(self.folder).sample(range(self.num_files), k=self.num_files)
+        return (_file_name(self.folder, number) for number in numbers)
 
 
 def _file_name(folder: str, number: int) -> str:
@@ -38,15 +44,16 @@ def _file_name(folder: str, number: int) -> str:
 
 
 def write_tasks(store: Store, *, folder: str, units: Iterable[tuple[LabelTask, ...]]) -> TaskFiles:
-    """Write work units while they are made, holding those of one file.
+    """Write work units while they are made, holding those of one file, which come in the run's own order.
 
     Raises:
         CacheError: the store cannot be written.
     """
-    remaining = iter(units)
+    remaining, order = iter(units), random.Random(folder)
     num_files = 0
     # As text at once: objects of a whole file at a time would keep the garbage collector busy.
     while in_file := [json.dumps([task_to_json(task) for task in unit]) for unit in islice(remaining, UNITS_PER_FILE)]:
+        order.shuffle(in_file)
         store.write(_file_name(folder, num_files), f"[{','.join(in_file)}]".encode())
         num_files += 1
     return TaskFiles(folder=folder, num_files=num_files)

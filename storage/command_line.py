@@ -161,7 +161,7 @@ def _add_label(add: Add, *, common: argparse.ArgumentParser, config: argparse.Ar
         action="store_true",
         help="submit the run and end; decant cache watch follows it, and the same command again commits the label set",
     )
-    label.add_argument("--anyway", action="store_true", help="also compute what a detached run computes at this moment")
+    label.add_argument("--anyway", action="store_true", help="help a detached run that computes the same at this moment")
     label.add_argument(
         "--progress-seconds",
         type=positive_number,

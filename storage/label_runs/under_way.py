@@ -68,5 +68,5 @@ def why_wait(store: Store, snapshot: Snapshot, *, num_shared: int, num_missing: 
         f"run {info.run} ({info.runner}, started {info.started} by {info.host}; {heard}) computes {num_shared:,} of the "
         f"{num_missing:,} parts that are missing; {snapshot.counts.num_done_parts:,} of its {snapshot.counts.num_parts:,} are "
         f"there. Watch it: decant cache watch {store.url} {info.run}\nWhen it has ended, run this command again, which commits "
-        "the label set. Or compute them here as well with --anyway: both are right, and the first of each part counts"
+        "the label set. Or help with --anyway: each passes over what the other has committed, and what both compute is right"
     )

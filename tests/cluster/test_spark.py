@@ -1,5 +1,9 @@
+import dataclasses
+import functools
+import http.server
 import itertools
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,13 @@ def java(tmp_path, monkeypatch):
     program.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     return str(program)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and writes no log."""
+
+    def log_message(self, *_):
+        """Say nothing."""
 
 
 def given(service):
@@ -56,10 +67,18 @@ def test_the_distribution_is_taken_out_of_its_package(tmp_path, index):
     assert lib.name == "jars"
 
 
-def test_workers_are_counted_by_what_the_master_says():
-    log = "INFO Master: Registering worker 127.0.0.2:1 with 2 cores\nINFO x\nINFO Master: Registering worker 127.0.0.3:2 with"
-    assert spark.num_workers(log) == 2
-    assert spark.num_workers("") == 0
+def test_workers_are_counted_by_what_the_master_says(tmp_path):
+    page = tmp_path / "page" / "json" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text('{"url": "spark://127.0.0.1:7077", "workers": [{}, {}, {}], "aliveworkers": 2, "status": "ALIVE"}')
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "page"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        addresses = dataclasses.replace(ADDRESSES, page=f"127.0.0.1:{server.server_port}")
+        found = spark.num_workers(addresses)
+        server.shutdown()
+    assert found == 2
+    assert spark.num_workers(addresses) == 0
 
 
 def test_a_run_is_submitted_over_rest_as_one_jar(tmp_path):

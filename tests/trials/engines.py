@@ -117,7 +117,7 @@ def spark_cluster(folder: Path, fetched: tuple[Path, Path]) -> Iterator[list[str
             processes.wait_for_port(pool.name)
         processes.wait_for(
             [name for name in processes.started if name.startswith("spark")],
-            ready=lambda: spark.num_workers(processes.log("spark-master").read_text()) >= _NUM_HOSTS,
+            ready=lambda: spark.num_workers(addresses) >= _NUM_HOSTS,
             what=f"not all of {_NUM_HOSTS} workers are registered at {master}",
             timeout_seconds=_REGISTER_SECONDS,
         )
