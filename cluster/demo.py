@@ -163,7 +163,8 @@ def files_on_cluster(processes: Processes, *, cache: str) -> dict[str, bytes]:
 def units_by_worker(processes: Processes, *, cache: str) -> list[int]:
     """Return how many units each worker of a run labelled."""
     store = processes.facts["store"].removeprefix("http://")
-    return [len(json.loads(data)) for name, data in objects(store, prefix=f"{cache}/runs") if "/times/" in name]
+    bundles = [json.loads(data) for name, data in objects(store, prefix=f"{cache}/runs") if "/times/" in name]
+    return [sum("part" in entry for entry in entries) for entries in bundles]
 
 
 def table(

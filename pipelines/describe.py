@@ -125,6 +125,10 @@ def describe_report(report: LabelReport, *, cache: str) -> str:
             f"{report.name}: {report.num_computed_rows:,} of {report.num_rows:,} rows labelled in {report.seconds:.1f} s"
         )
     lines.append(f"  dead letters     {report.num_dead_letters:,}")
+    if report.num_passed_rows:
+        lines.append(
+            f"  passed over      {report.num_passed_rows:,} rows, committed in the meantime by another run or before a restart"
+        )
     if report.num_retried_rows:
         lines.append(f"  tried again      {report.num_retried_rows:,} rows, {report.num_cured_rows:,} have a label now")
     lines.append(f"  bytes a row      {report.bytes_per_row:.1f} ({report.parts_bytes:,} bytes of parts)")

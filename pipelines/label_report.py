@@ -19,7 +19,9 @@ class LabelReport:
 
     Attributes:
         label_set: id of the committed label set.
-        num_computed_rows: rows computed by this run; the others were there.
+        num_computed_rows: rows computed by this run; the others were there, or came in the meantime.
+        num_passed_rows: rows that were missing when the run began, and committed when their turn came: by another run at the same
+            time, or by a worker of this one that was started anew.
         num_retried_rows: those of them that were dead letters before.
         num_cured_rows: those of these that have a label now.
         bytes_per_row: bytes of parts, over rows.
@@ -42,6 +44,7 @@ class LabelReport:
     num_samples: int
     num_rows: int
     num_computed_rows: int
+    num_passed_rows: int
     num_retried_rows: int
     num_cured_rows: int
     num_dead_letters: int
@@ -70,6 +73,8 @@ def make_report(cache: Cache, *, name: str, plan: LabelPlan, manifest: Manifest,
     statistics = manifest.statistics
     of_labels = plan.request.target.kind == "soft_labels"
     values = max(statistics.num_value_rows, 1)
+    # Targets may lack different rows of one request; a run tells only how many of the request it passed over.
+    num_passed_rows = times.num_passed_rows if plan.of_text else min(times.num_passed_rows, plan.num_missing_rows)
     agreement = statistics.num_agreeing_rows / statistics.num_labelled_rows if statistics.num_labelled_rows else None
     return LabelReport(
         name=name,
@@ -79,7 +84,8 @@ def make_report(cache: Cache, *, name: str, plan: LabelPlan, manifest: Manifest,
         num_samples=manifest.num_samples,
         num_rows=manifest.num_rows,
         # How many sequences texts have shows when they are labelled.
-        num_computed_rows=times.num_rows if plan.of_text else plan.num_missing_rows,
+        num_computed_rows=times.num_rows if plan.of_text else plan.num_missing_rows - num_passed_rows,
+        num_passed_rows=num_passed_rows,
         num_retried_rows=sum(task.num_dead_rows for task in plan.tasks.retried),
         num_cured_rows=num_cured_rows(cache, plan.tasks.retried, of_text=plan.of_text),
         num_dead_letters=manifest.num_dead_letters,

@@ -8,8 +8,8 @@ import threading
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import apache_beam as beam
 import torch
@@ -21,6 +21,7 @@ from pipelines.label_task import LabelTask
 from pipelines.label_unit import LabelledUnit, UnitLabeller
 from pipelines.labellers import label_unit, labeller_of, make_labeller
 from pipelines.retry import relabel, retry
+from pipelines.run_times import PassedRows, UnitTimes
 from pipelines.task_files import TaskFiles, read_tasks
 from pipelines.teachers import load_any_teacher
 from pipelines.teachers.base import Teacher
@@ -119,8 +120,9 @@ class LabelUnits(beam.DoFn):
         self._labeller = make_labeller(teacher, source=source, requests=self._requests, config=self._generation)
 
     def start_bundle(self) -> None:
-        """Forget the times of the bundle before."""
-        self._times: list[dict[str, Any]] = []
+        """Forget what is known of the bundle before."""
+        self._times: list[UnitTimes] = []
+        self._passed: Counter[str] = Counter()
 
     def process(self, tasks: tuple[LabelTask, ...]) -> Iterator[str]:
         """Label and commit one unit, for one or several requests."""
@@ -129,6 +131,7 @@ class LabelUnits(beam.DoFn):
         for task, record in existing.items():
             if record is not None and record.tar_name != task.replaces:
                 Metrics.counter("decant", "units_reused").inc()
+                self._passed[task.part.request] += self._num_rows(task, record)
                 yield task.part.name
             else:
                 missing.append(task)
@@ -183,17 +186,17 @@ class LabelUnits(beam.DoFn):
             {
                 "part": task.part.name,
                 "request": task.part.request,
-                # How many sequences a unit of texts has shows when it is labelled.
-                "num_views": record.num_samples * task.part.num_views if self._of_text else task.num_rows,
+                "num_views": self._num_rows(task, record),
                 "ended": time.time(),
                 "seconds": labelled.seconds,
                 "teacher_seconds": labelled.teacher_seconds,
             }
         )
 
-    @property
-    def _of_text(self) -> bool:
-        return isinstance(self._labeller, TextUnitLabeller)
+    def _num_rows(self, task: LabelTask, record: PartRecord) -> int:
+        # How many sequences a unit of texts has shows when it is labelled.
+        of_text = isinstance(self._labeller, TextUnitLabeller)
+        return record.num_samples * task.part.num_views if of_text else task.num_rows
 
     def _retry(self, task: LabelTask, existing: PartRecord) -> LabelledUnit | None:
         """Return the part with rows for dead letters that have a label now; None where none has."""
@@ -204,10 +207,12 @@ class LabelUnits(beam.DoFn):
         return retry(labeller, task, data=data, record=existing)
 
     def finish_bundle(self) -> None:
-        """Write how long the bundle's units took."""
-        if self._times:
+        """Write how long the bundle's units took, and how many rows it passed over."""
+        passed: list[PassedRows] = [{"request": request, "num_passed_rows": rows} for request, rows in self._passed.items()]
+        if self._times or passed:
             name = f"{self._run}/times/{uuid.uuid4().hex}.json"
-            self._cache.store.write(name, json.dumps(self._times).encode())
+            self._cache.store.write(name, json.dumps([*self._times, *passed]).encode())
+        if self._times:
             self._heartbeat.beat(after_seconds=_LAST_BEAT_SECONDS)
 
     def _report(self, name: str, error: Exception, *, fatal: bool) -> None:

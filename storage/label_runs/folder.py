@@ -7,7 +7,7 @@ runs/<run>/alive/          one file a worker, written again and again while it h
 runs/<run>/errors/         units that failed, one file each, and errors that stopped a worker
 runs/<run>/uncured/        parts whose dead letters were tried again in vain, one empty file each
 runs/<run>/dead/           parts with rows that have no label, one empty file each, which ends in their number
-runs/<run>/times/          how long units took
+runs/<run>/times/          how long units took, and how many rows were passed over
 
 Nothing here says that a run has ended: that follows from the parts that are there.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import uuid
 from dataclasses import replace
 
@@ -232,6 +233,22 @@ def test_a_label_set_that_gc_took_in_between_is_committed_anew(config, tmp_path)
     with pytest.raises(CacheError, match="is not committed although the pipeline ended; run the same command again"):
         run_label(planned, progress=False)
     assert run_label(plan_run(config, progress=False), progress=False).num_computed_rows == 8
+
+
+def test_a_run_says_which_rows_another_committed_in_the_meantime(config, tmp_path):
+    late = plan_run(config, progress=False)
+    first = run_label(plan_run(config, progress=False), progress=False)
+    assert (first.num_computed_rows, first.num_passed_rows) == (24, 0)
+    found = run_label(late, progress=False)
+    assert (found.label_set, found.num_computed_rows, found.num_passed_rows) == (first.label_set, 0, 24)
+    assert "all 24 rows are in the cache" in describe_report(found, cache="CACHE")
+    assert "passed over      24 rows, committed in the meantime" in describe_report(found, cache="CACHE")
+    # The manifest and one part are lost, and the other parts committed when the run comes to them.
+    late = plan_run(config.model_copy(update={"cache": str(tmp_path / "other")}), progress=False)
+    shutil.copytree(tmp_path / "cache", tmp_path / "other", dirs_exist_ok=True)
+    next((tmp_path / "other" / "requests").rglob("*.v*.json")).unlink()
+    found = run_label(late, progress=False)
+    assert (found.label_set, found.num_computed_rows, found.num_passed_rows) == (first.label_set, 8, 16)
 
 
 def test_a_run_that_finds_the_labels_of_another_experiment_reports_its_own_name(config):

@@ -214,7 +214,8 @@ def test_a_sample_that_fails_as_a_whole_now_keeps_the_rows_it_has(tmp_path, monk
 
     def fails_once(self, inputs):
         logits = original(self, inputs)
-        if len(inputs) == 4 and not self.__dict__.get("failed"):
+        first_is_blue = inputs[0].mean(dim=(1, 2)).argmax() == 2
+        if len(inputs) == 4 and first_is_blue and not self.__dict__.get("failed"):
             logits[0] = float("nan")
             self.__dict__["failed"] = True
         return logits

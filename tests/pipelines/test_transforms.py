@@ -152,6 +152,9 @@ def test_a_part_that_is_there_already_is_not_computed_again(tmp_path):
     records = {name: run.cache.store.read(name) for name in run.cache.store.names("requests")}
     assert counters(run.start(expected=[task.part.name for task in run.tasks])) == {"units_reused": 3}
     assert {name: run.cache.store.read(name) for name in run.cache.store.names("requests")} == records
+    times = [entry for name in run.cache.store.names("runs/r/times") for entry in json.loads(run.cache.store.read(name))]
+    assert sum(entry.get("num_passed_rows", 0) for entry in times) == 12
+    assert sum("part" in entry for entry in times) == 3
 
 
 def test_a_worker_is_heard_while_it_goes_past_what_others_made(tmp_path, monkeypatch):
