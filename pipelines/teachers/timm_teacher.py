@@ -16,6 +16,18 @@ from storage.naming import did_you_mean
 
 _OWN_FIELDS = {"pretrained": "checkpoint", "checkpoint_path": "checkpoint", "num_classes": "num_classes"}
 """Arguments of timm.create_model that have a field of their own in the config."""
+_NOT_OF_THE_NETWORK = {
+    *_OWN_FIELDS,
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "device",
+    "dtype",
+}
+"""Arguments of timm.create_model that do not reach the network; what they change of the preprocessing is in its own spec."""
 
 
 def load_timm_teacher(config: TeacherConfig) -> Teacher:
@@ -39,13 +51,12 @@ def load_timm_teacher(config: TeacherConfig) -> Teacher:
             "classifier, or give its checkpoint and teacher.num_classes"
         )
     data_config = resolve_data_config(_requested_size(config), model=module)
-    arguments = getattr(module, "_model_args", config.kwargs)
     return assemble_teacher(
         module,
         config=config,
         architecture=canonical_architecture(
             pretrained_cfg.get("architecture") or config.name,
-            {key: value for key, value in arguments.items() if key not in _OWN_FIELDS},
+            _network_arguments(module, config=config),
         ),
         preprocessing=timm_preprocessing(data_config, name=config.name),
         class_names=tuple(pretrained_cfg["label_names"]) if pretrained_cfg.get("label_names") else None,
@@ -72,6 +83,28 @@ def _create(config: TeacherConfig, *, pretrained: bool) -> Any:
             else "Check teacher.name and teacher.kwargs"
         )
         raise TeacherError(f"timm cannot build {config.name}: {describe(error)}. {remedy}") from error
+
+
+def _network_arguments(module: Any, *, config: TeacherConfig) -> dict[str, Any]:
+    """Return what the network was built with: equal for all versions of timm, so that labels outlive an upgrade."""
+    built_with = getattr(module, "_model_args", None)
+    if built_with is None:
+        # timm of before 1.0.31 keeps no account.
+        built_with = {**_saved_arguments(config.name), **config.kwargs}
+    return {key: value for key, value in built_with.items() if key not in _NOT_OF_THE_NETWORK and value is not None}
+
+
+def _saved_arguments(name: str) -> Mapping[str, Any]:
+    """Return the arguments that lie beside the weights of a folder or of a model on the hub."""
+    from timm.models import load_model_config_from_hf, parse_model_name
+    from timm.models._hub import load_model_config_from_path
+
+    source, place = parse_model_name(name)
+    if not source:
+        return {}
+    load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
+    arguments: Mapping[str, Any] = load(place)[2]
+    return arguments
 
 
 def _check_name(name: str) -> None:

@@ -68,7 +68,7 @@ class DocumentSource:
         self._layouts: dict[tuple[str, str], _Layout] = {}
         self._has_header = isinstance(config, DelimitedConfig) and config.columns is None
         self._style = RecordStyle(
-            quoted=isinstance(config, DelimitedConfig) and config.quoting == "standard",
+            quoted_by=config.delimiter.encode() if isinstance(config, DelimitedConfig) and config.quoting == "standard" else None,
             skip_blank=not isinstance(config, TextConfig) or config.skip_blank_lines,
         )
 

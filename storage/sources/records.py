@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import SourceError
+from storage.sources.quotes import Quotes
 
 _BOM = b"\xef\xbb\xbf"
 _IS_SPACE = np.zeros(256, dtype=np.bool_)
@@ -20,11 +21,12 @@ class RecordStyle:
     """How records end.
 
     Attributes:
-        quoted: a line end between double quotes is part of its record.
+        quoted_by: delimiter of fields that may stand in double quotes, between which a line end is part of its record; None:
+            quotes are characters like others.
         skip_blank: lines of nothing but ASCII white space are no records.
     """
 
-    quoted: bool = False
+    quoted_by: bytes | None = None
     skip_blank: bool = False
 
 
@@ -71,22 +73,26 @@ def trimmed(data: bytes, *, start: int) -> bytes:
 
 
 class _Ends:
-    """Finds record ends chunk by chunk; holds only whether a quote is open and whether the line so far is blank."""
+    """Finds record ends chunk by chunk; holds only how quotes stand and whether the line so far is blank."""
 
-    def __init__(self, style: RecordStyle) -> None:
+    def __init__(self, style: RecordStyle, *, start: int) -> None:
         self._style = style
-        self.in_quotes = False
+        self._quotes = None if style.quoted_by is None else Quotes(style.quoted_by, at_file_start=start == 0)
         self._is_blank = True
+
+    @property
+    def in_quotes(self) -> bool:
+        """Whether a quote is open."""
+        return self._quotes is not None and self._quotes.is_open
 
     def of(self, chunk: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Return the positions of all line ends, and for each whether a record ends there, and whether that record counts."""
         data = np.frombuffer(chunk, dtype=np.uint8)
         lines = np.flatnonzero(data == ord("\n")).astype(np.int64)
         is_end = np.ones(len(lines), dtype=np.bool_)
-        if self._style.quoted:
-            quotes = np.flatnonzero(data == ord('"'))
-            is_end = (np.searchsorted(quotes, lines) + self.in_quotes) % 2 == 0
-            self.in_quotes = bool((len(quotes) + self.in_quotes) % 2)
+        if self._quotes is not None:
+            was_open = self._quotes.is_open
+            is_end = (np.searchsorted(self._quotes.of(data), lines) + was_open) % 2 == 0
         counts = is_end
         if self._style.skip_blank:
             counts = is_end & ~self._blank(chunk, data=data, lines=lines)
@@ -127,7 +133,7 @@ def iter_records(
     Raises:
         SourceError: the bytes end inside quotes.
     """
-    ends = _Ends(style)
+    ends = _Ends(style, start=start)
     held: list[bytes] = []
     size, position, first_line = 0, start, line
 
@@ -172,7 +178,7 @@ def find_runs(
     Raises:
         SourceError: the bytes end inside quotes.
     """
-    ends = _Ends(style)
+    ends = _Ends(style, start=start)
     runs: list[RecordRun] = []
     offset, num_records, size = start, 0, 0
     run_start, run_line, run_records_before = start, line, 0

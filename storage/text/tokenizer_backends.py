@@ -286,6 +286,9 @@ def _canonical(value: Any) -> Any:
     """Return JSON data without what is null or false, and merges as pairs: what library versions write differently."""
     if isinstance(value, dict):
         found = {key: _canonical(item) for key, item in value.items() if item is not None and item is not False}
+        # Of BERT's normalizer null means what `lowercase` says.
+        if value.get("strip_accents") is False and value.get("lowercase"):
+            found["strip_accents"] = False
         if isinstance(found.get("merges"), list):
             found["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in found["merges"]]
         return found
@@ -301,7 +304,9 @@ def _vocabulary_files(tokenizer: Any) -> Iterator[tuple[str, str]]:
 
 def _settings(tokenizer: Any) -> Iterator[tuple[str, str | int | bool]]:
     for key, value in sorted(tokenizer.init_kwargs.items()):
-        if key in _NOT_IDENTITY or key.endswith(("_file", "_token")) or value is False:
+        # Where nothing is said of accents, lower case takes them off.
+        says_nothing = value is False and not (key == "strip_accents" and tokenizer.init_kwargs.get("do_lower_case", True))
+        if key in _NOT_IDENTITY or key.endswith(("_file", "_token")) or says_nothing:
             continue
         if isinstance(value, str | int | bool):
             yield key, value

@@ -47,7 +47,7 @@ def start_from_layers(student: PreTrainedModel, *, deeper: PreTrainedModel, laye
         Sanh et al., DistilBERT, a distilled version of BERT, https://arxiv.org/abs/1910.01108
     """
     where = "training.student.layers_from"
-    into, of = _layers_of(student, where="training.student"), _layers_of(deeper, where=f"{where}.path")
+    into, of = _own_layers(student, where="training.student"), _own_layers(deeper, where=f"{where}.path")
     depth, available = int(student.config.num_hidden_layers), int(deeper.config.num_hidden_layers)
     if len(layers) != depth:
         raise ConfigError(
@@ -84,16 +84,23 @@ def start_from_layers(student: PreTrainedModel, *, deeper: PreTrainedModel, laye
     student.tie_weights()
 
 
-def _layers_of(network: PreTrainedModel, *, where: str) -> str:
-    """Return how the names of a network's layers begin, up to their number."""
+def layers_of(network: PreTrainedModel) -> str | None:
+    """Return how the names of a network's layers begin, up to their number; None where it has none of their own."""
     depth = int(network.config.num_hidden_layers)
     for name, module in network.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth and len(list(module.parameters())) > depth:
             return f"{name}."
-    raise ConfigError(
-        f"{where}: {_name(network)} does not keep {depth} layers of its own (they may be shared), so none can be chosen; drop "
-        "layers_from, or choose another architecture"
-    )
+    return None
+
+
+def _own_layers(network: PreTrainedModel, *, where: str) -> str:
+    found = layers_of(network)
+    if found is None:
+        raise ConfigError(
+            f"{where}: {_name(network)} does not keep {network.config.num_hidden_layers} layers of its own (they may be shared), "
+            "so none can be chosen; drop layers_from, or choose another architecture"
+        )
+    return found
 
 
 def _as_distilbert(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedModel
 
 from storage.config.terms import TermConfig
 from storage.specs import TargetSpec, TextViewSpec
@@ -15,8 +17,11 @@ from student_training.terms.interface import Positions, StudentOutput, Wants
 from student_training.terms.learner import Learner
 from student_training.terms.term import Term
 from student_training.text.interface import TextBatch, TextStudent
+from student_training.text.layer_initialisation import layers_of
 from student_training.text.rows import TextOutputs, positions_of, union_of
 from student_training.text.term_building import build_terms
+
+_NETWORK = "student.network."
 
 
 def make_learner(
@@ -76,3 +81,22 @@ class TextLearner(Learner):
         """Return what the student gives of a batch, on the module's device."""
         output = self.student(batch.input_ids, attention_mask=batch.attention_mask, wants=self.wants(batch))
         return TextOutputs(student=output, batch=batch, computed=self._row_set)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:  # noqa: ARG002  # timm passes it
+        """Return the layer of each parameter by name: embeddings have 0, the head and projections the last.
+
+        Raises:
+            ValueError: the student keeps no layers of its own.
+        """
+        network = getattr(self.student, "network", None)
+        start = layers_of(network) if isinstance(network, PreTrainedModel) else None
+        if network is None or start is None:
+            raise ValueError("this student has no layers, or shares them, and layer_decay would do nothing")
+        inside = re.compile(rf"{re.escape(f'{_NETWORK}{start}')}(\d+)\.")
+        layers, last = {}, 0
+        for name, _ in self.named_parameters():
+            found = inside.match(name)
+            # In the order of the network: embeddings come before its layers.
+            last = int(found[1]) + 1 if found else last and network.config.num_hidden_layers + 1
+            layers[name] = last
+        return layers.__getitem__

@@ -77,11 +77,12 @@ def create_text_student(
             student = MiniAlbertStudent(config, vocabulary_size=vocabulary_size, num_classes=classes, max_tokens=max_tokens)
         case TransformersStudentConfig():
             network = _network(config, num_classes=classes, vocabulary_size=vocabulary_size)
+            causal = is_causal(network)
             if config.quantization is not None:
                 quantize_for_training(
                     network, bits=config.quantization.bits, activation_decay=config.quantization.activation_decay
                 )
-            student = TransformersStudent(network, kind=config.head, num_classes=classes)
+            student = TransformersStudent(network, kind=config.head, num_classes=classes, causal=causal)
     _try(student, max_tokens=max_tokens, vocabulary_size=vocabulary_size)
     return student.train()
 

@@ -81,6 +81,33 @@ def test_local_folder_brings_weights_names_and_arguments(tmp_path: Path, shake: 
         load(f"local-dir:{tmp_path / 'model'}", num_classes=8)
 
 
+@pytest.mark.parametrize("keeps_account", [True, False])
+def test_arguments_that_lie_beside_weights_are_identity_on_every_timm(
+    tmp_path: Path, shake: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, keeps_account: bool
+) -> None:
+    """timm of before 1.0.31 does not note on a network what it was built with."""
+    module = shake(timm.create_model("test_vit", num_classes=3, img_size=32, patch_size=8))
+    create = timm.create_model
+
+    def create_as_before(*names: Any, **kwargs: Any) -> Any:
+        made = create(*names, **kwargs)
+        del made._model_args
+        return made
+
+    found = []
+    for folder, more in (("plain", {}), ("relu", {"act_layer": "relu"})):
+        save_for_hf(module, tmp_path / folder, model_args={"img_size": 32, "patch_size": 8, **more})
+        with monkeypatch.context() as patch:
+            if not keeps_account:
+                patch.setattr(timm, "create_model", create_as_before)
+            overlay = {"pretrained_cfg_overlay": {"crop_pct": 0.9}}
+            found.append(load(f"local-dir:{tmp_path / folder}", kwargs=overlay).spec.architecture)
+    assert found == [
+        'test_vit{"global_pool":"token","img_size":[32,32],"in_chans":3,"patch_size":8}',
+        'test_vit{"act_layer":"relu","global_pool":"token","img_size":[32,32],"in_chans":3,"patch_size":8}',
+    ]
+
+
 def test_network_without_a_classifier_is_refused(tmp_path: Path) -> None:
     save_for_hf(timm.create_model("test_resnet", num_classes=0), tmp_path / "features")
     with pytest.raises(TeacherError, match="gives features, not classes"):

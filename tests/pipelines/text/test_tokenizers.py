@@ -6,7 +6,8 @@ import json
 
 import fsspec
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import ProphetNetTokenizer
 
 from pipelines.text.tokenizers import load_tokenizer
 from storage.errors import SourceError, TeacherError
@@ -122,6 +123,38 @@ def test_others_of_equal_size_differ(tmp_path):
     change("frame", lambda other: other["post_processor"]["single"].pop())
     change("an ordinary token", lambda other: other["added_tokens"][4].update(special=False))
     change("words", lambda other: other.update(pre_tokenizer={"type": "Whitespace"}))
+    change("accents that stay", lambda other: other["normalizer"].update(strip_accents=False))
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_accents_count_where_they_make_other_ids(lowercase):
+    """Null means what `lowercase` says."""
+
+    def of(strip_accents):
+        tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "cafe": 1, "caf\u00e9": 2}, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        found = wrapped(tokenizer)
+        return found.facts.sha256, found.encode(["Caf\u00e9 caf\u00e9"]).token_ids.tolist()
+
+    null, stay, strip = of(None), of(False), of(True)
+    assert stay[1] != strip[1]
+    for one, other in ((null, stay), (stay, strip)):
+        assert (one[0] == other[0]) == (one[1] == other[1])
+
+
+def test_slow_tokenizers_tell_accents_that_stay(tmp_path):
+    words = tmp_path / "prophetnet.tokenizer"
+    words.write_text("\n".join(["[PAD]", "[UNK]", "[SEP]", "[X_SEP]", "[CLS]", "[MASK]", "the", "cafe", "caf\u00e9"]))
+
+    def of(**settings):
+        found = wrapped(ProphetNetTokenizer(str(words), **settings))
+        return found.facts.sha256, found.encode(["the Caf\u00e9"]).token_ids.tolist()
+
+    silent, stay = of(), of(strip_accents=False)
+    assert silent[1] != stay[1]
+    assert silent[0] != stay[0]
+    assert of(do_lower_case=False)[0] == of(do_lower_case=False, strip_accents=False)[0]
 
 
 def test_slow_tokenizers_differ_by_settings():

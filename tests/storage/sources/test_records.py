@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import tracemalloc
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from storage.config import DelimitedConfig
+from storage.errors import SampleError, SourceError
+from storage.sources.document_records import split_fields
 from storage.sources.records import Record, RecordStyle, find_runs, iter_records
 
 
@@ -66,12 +72,39 @@ def test_lines_and_runs_are_those_of_split(lines, ends_open, sizes, run_records,
 def test_quoted_records_are_cut_where_their_quotes_close(rows, sizes, run_records):
     quoted = [",".join('"' + field.replace('"', '""') + '"' for field in row) for row in rows]
     data = ("\n".join(quoted) + "\n").encode()
-    pieces, found = records_of(data, sizes=sizes, quoted=True, skip_blank=True)
+    pieces, found = records_of(data, sizes=sizes, quoted_by=b",", skip_blank=True)
     assert [record.data.decode() for record in found] == quoted
     assert [record.line for record in found] == [1 + sum(line.count("\n") + 1 for line in quoted[:i]) for i in range(len(rows))]
-    runs = find_runs(pieces, style=RecordStyle(quoted=True, skip_blank=True), run_records=run_records, url="x")
+    runs = find_runs(pieces, style=RecordStyle(quoted_by=b",", skip_blank=True), run_records=run_records, url="x")
     assert [run.start for run in runs] == [record.start for record in found[::run_records]]
     assert [run.line for run in runs] == [record.line for record in found[::run_records]]
+
+
+@given(
+    text=st.text(st.sampled_from('ab,"\n '), max_size=60),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    with_mark=st.booleans(),
+)
+@settings(max_examples=1000)
+@example(text='a 5" pipe,1\nb,0\nc 6" pipe,0\n"d\nd",1\n', sizes=[50], with_mark=False)
+@example(text='"a\n""b",1\n', sizes=[1], with_mark=True)
+def test_a_quote_opens_only_where_a_field_starts(text, sizes, with_mark):
+    """As Python's csv module reads the same text, whatever stands in it."""
+    rows = csv.reader(io.StringIO(text, newline=""))
+    expected = [(row, rows.line_num) for row in rows if row]
+    data = (b"\xef\xbb\xbf" if with_mark else b"") + text.encode()
+    try:
+        _, found = records_of(data, sizes=sizes, quoted_by=b",", skip_blank=False)
+    except SourceError:
+        # The csv module takes what stands behind a quote that never closes for one field.
+        assert expected[-1][1] == len(text.splitlines())
+        return
+    found = [record for record in found if record.data]
+    assert [record.line + record.data.count(b"\n") for record in found] == [last for _, last in expected]
+    config = DelimitedConfig(kind="delimited", path="x", delimiter=",", quoting="standard")
+    for record, (row, _) in zip(found, expected, strict=True):
+        with contextlib.suppress(SampleError):
+            assert [field.decode() for field in split_fields(record.data, config=config)] == row
 
 
 def test_a_record_that_is_too_long_is_never_held():

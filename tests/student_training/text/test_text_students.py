@@ -349,3 +349,28 @@ def test_an_architecture_whose_config_knows_no_padding_token_is_taken():
     student = make_student("codegen", head="causal_lm", architecture="codegen", config=sizes).eval()
     batch = make_batch(LENGTHS, masks=False)
     assert student(batch.input_ids, attention_mask=batch.attention_mask).logits.shape[-1] == VOCABULARY
+
+
+MIXTRAL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "num_local_experts": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_networks_of_experts_are_seen_to_be_causal(seed):
+    """Experts add their tokens in another order where others share them, so that outputs differ in the last digits."""
+    student = make_student("mixtral", head="causal_lm", architecture="mixtral", config=MIXTRAL, seed=seed)
+    assert student.shape.causal
+
+
+@pytest.mark.parametrize(("name", "causal"), [("gpt2", True), ("llama", True), ("bert", False)])
+def test_quantisation_does_not_hide_what_tokens_see(name, causal):
+    student = make_student(name, head="sequence_classifier", quantization={"bits": 8, "activation_decay": 0.99})
+    assert student.shape.causal is causal
