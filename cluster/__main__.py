@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cluster import flink
-from cluster.assembly import Shape, bring_up, status_rows, submission_arguments, take_down
+from cluster.assembly import Shape, bring_up, is_complete, status_rows, submission_arguments, take_down
 from cluster.downloads import DEFAULT
 from cluster.processes import Processes, only_one
 from cluster.shipping import CODES, INSTALLED
@@ -39,6 +40,9 @@ def _shape(arguments: argparse.Namespace) -> Shape:
 def _up(arguments: argparse.Namespace) -> int:
     with only_one(arguments.folder):
         processes = Processes.find(arguments.folder)
+        if processes is not None and not is_complete(processes):
+            _say(_half_up(arguments.folder))
+            return 1
         if processes is not None:
             ended = [row[0] for row in status_rows(processes) if row[3] == "ended"]
             if not ended:
@@ -54,6 +58,11 @@ def _up(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _half_up(folder: Path) -> str:
+    down = f"python -m cluster down --folder {folder}"
+    return f"the cluster of {folder} is up in parts: what brought it up was killed; run `{down}` first"
+
+
 def _how_to(processes: Processes) -> str:
     facts = processes.facts
     text = (
@@ -67,7 +76,8 @@ def _how_to(processes: Processes) -> str:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    with only_one(arguments.folder):
+    # A folder that is not there is not made.
+    with only_one(arguments.folder) if arguments.folder.exists() else contextlib.nullcontext():
         num_ended = take_down(arguments.folder)
     _say(f"{num_ended} processes ended" if num_ended else f"no cluster is up in {arguments.folder}")
     return 0
@@ -77,6 +87,9 @@ def _status(arguments: argparse.Namespace) -> int:
     processes = Processes.find(arguments.folder)
     if processes is None:
         _say(f"no cluster is up in {arguments.folder}")
+        return 1
+    if not is_complete(processes):
+        _say(_half_up(arguments.folder))
         return 1
     rows = status_rows(processes)
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

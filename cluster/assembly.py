@@ -15,11 +15,13 @@ from cluster.hosts import Host, Hosts, check_own_networks, hosts_on_loopback, ho
 from cluster.job_server import FLINK_JOB_SERVER, job_server, job_server_jar
 from cluster.object_store import BUCKET, make_bucket, object_store, store_environment
 from cluster.ports import answers, free_address, free_addresses
-from cluster.processes import MARK, Processes
+from cluster.processes import MARK, Processes, end_strays
 from cluster.shipping import INSTALLED, entry_point, option_that_ships, python_without_decant, write_start_script
 from cluster.worker_pools import OWN_POOL_PORT, POOL_NAME, own_worker_pool, pool_port, worker_pool
 
 _REGISTER_SECONDS = 120.0
+_COMPLETE = "complete"
+"""The fact that a cluster was brought up to the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,8 @@ def bring_up(folder: Path, *, shape: Shape, downloads: Path, jar: Path | None = 
     processes = Processes.create(folder)
     try:
         _start(processes, shape=shape, lib=lib, jar=jar, program=program, say=say)
+        processes.facts[_COMPLETE] = "yes"
+        processes.save()
     except BaseException:
         processes.stop_all()
         raise
@@ -233,7 +237,12 @@ def take_down(folder: Path) -> int:
         ClusterError: its state cannot be read.
     """
     processes = Processes.find(folder)
-    return 0 if processes is None else processes.stop_all()
+    return end_strays(folder) if processes is None else processes.stop_all()
+
+
+def is_complete(processes: Processes) -> bool:
+    """Return whether the cluster was brought up to the end: a command that is killed leaves some of its processes."""
+    return _COMPLETE in processes.facts
 
 
 def status_rows(processes: Processes) -> list[tuple[str, str, str, str]]:

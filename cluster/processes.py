@@ -23,6 +23,9 @@ from cluster.signals import unhurried
 MARK = "DECANT_CLUSTER"
 """Environment variable that holds a cluster's id in all its processes; those are taken down by it, also what they started."""
 
+FOLDER_MARK = "DECANT_CLUSTER_FOLDER"
+"""The same with the folder that holds its state, for when that is gone."""
+
 _STATE = "state.json"
 _LOGS = "logs"
 _LOG_TAIL_LINES = 15
@@ -159,7 +162,7 @@ class Processes:
         Raises:
             ClusterError: its program is not there.
         """
-        environment = {**os.environ, **service.environment, MARK: self.id}
+        environment = {**os.environ, **service.environment, MARK: self.id, FOLDER_MARK: str(self.folder.resolve())}
         home = self.home(service.name)
         with self.log(service.name).open("ab") as log:
             try:
@@ -240,12 +243,7 @@ class Processes:
 
     def members(self) -> list[psutil.Process]:
         """Return every process of the cluster, those that services started too."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get(MARK) == self.id and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return _marked(MARK, self.id)
 
     def stop(self, name: str, *, kill: bool = False) -> None:
         """End one service and what it started: politely, or as a machine that fails does."""
@@ -257,21 +255,42 @@ class Processes:
     def stop_all(self) -> int:
         """End every process of the cluster, forget it, and return how many there were."""
         # What is about to start another process when it is asked to end may do so first.
-        ended: set[int] = set()
         with unhurried():
-            while members := self.members():
-                ended.update(process.pid for process in members)
-                _end(members, kill=False)
+            num_ended = _end_all(self.members)
             self._reap()
             for command in reversed(self.undo):
                 subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
             shutil.rmtree(self.scratch, ignore_errors=True)
             (self.folder / _STATE).unlink(missing_ok=True)
-        return len(ended)
+        return num_ended
 
     def _reap(self) -> None:
         for child in self._children.values():
             child.poll()
+
+
+def end_strays(folder: Path) -> int:
+    """End what runs of clusters that a folder held before somebody removed it, and return how many processes there were."""
+    with unhurried():
+        return _end_all(lambda: _marked(FOLDER_MARK, str(folder.resolve())))
+
+
+def _marked(name: str, value: str) -> list[psutil.Process]:
+    """Return the processes that have such a variable, those that services started too."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def _end_all(members: Callable[[], list[psutil.Process]]) -> int:
+    ended: set[int] = set()
+    while found := members():
+        ended.update(process.pid for process in found)
+        _end(found, kill=False)
+    return len(ended)
 
 
 def _end(processes: list[psutil.Process], *, kill: bool) -> None:

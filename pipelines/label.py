@@ -42,7 +42,7 @@ from pipelines.work_units import work_units
 from pipelines.worker_check import has_refused
 from storage.cache import Cache
 from storage.config import ExperimentConfig
-from storage.errors import DecantError
+from storage.errors import AnotherCacheError, DecantError
 from storage.label_runs.folder import RunFolder, RunInfo, RunTarget, new_run_name
 from storage.label_runs.under_way import release_ended
 from storage.upkeep.leases import hold_requests, leave_hold, release_hold
@@ -195,7 +195,7 @@ def submit_labels(
             except DecantError:
                 raise
             except Exception as error:
-                raise failure_of(error) from error
+                raise failure_of(error, options=options) from error
     info = started.info
     return SubmittedRun(
         run=name,
@@ -291,16 +291,23 @@ def _run_to_the_end(started: _StartedRun, *, progress: bool, line_seconds: float
     with reported_end(folder), RunProgress(folder, info=info, show=progress, line_seconds=line_seconds):
         for pipeline in started.pipelines:
             workers = SilentWorkers(folder, info=info) if waits_for_dead_workers(pipeline._options) else None
+            # Of a worker with another cache nothing but the engine tells.
+            heard: list[str] = []
 
-            def is_over(_error: str, workers: SilentWorkers | None = workers) -> bool:
-                return has_refused(folder) or (workers is not None and workers.look())
+            def is_over(error: str, workers: SilentWorkers | None = workers, heard: list[str] = heard) -> bool:
+                if AnotherCacheError.__name__ in error:
+                    heard.append(error)
+                return bool(heard) or has_refused(folder) or (workers is not None and workers.look())
 
+            options = pipeline._options
             try:
                 run_pipeline(pipeline, until=is_over)
             except (WorkerDiedError, EngineLostError):
                 raise
             except Exception as error:
                 raise_reported(folder, info=info, cause=error)
-                raise failure_of(error) from error
+                raise failure_of(error, options=options) from error
+            if heard:
+                raise failure_of(RuntimeError(heard[0]), options=options)
         raise_reported(folder, info=info, cause=None)
     return read_times(folder)

@@ -24,9 +24,11 @@ from storage.errors import CacheError, DeadLetterLimitError, DecantError, Source
 from storage.label_runs.counting import RunCounter
 from storage.label_runs.folder import PartsTable, RunFolder, RunInfo, RunTarget
 from storage.label_runs.under_way import detached_runs, is_under_way, why_wait
+from storage.mapping import map_ahead
 
 _MOST_MESSAGES = 5
 _NAMES_AT_A_TIME = 65_536
+_READ_AT_ONCE = 16
 
 
 class RunUnderWayError(DecantError):
@@ -164,8 +166,8 @@ def raise_reported(run: RunFolder, *, info: RunInfo, cause: Exception | None) ->
 def read_times(run: RunFolder) -> dict[str, RunTimes]:
     """Return how long the run's units took, by request."""
     times: dict[str, RunTimes] = {}
-    for name in run.store.names(f"{run.path}/times"):
-        for unit in json.loads(run.store.read(name)):
+    for data in map_ahead(run.store.read, run.store.names(f"{run.path}/times"), num_threads=_READ_AT_ONCE):
+        for unit in json.loads(data):
             times.setdefault(unit["request"], RunTimes()).add(unit)
     return times
 

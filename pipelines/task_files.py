@@ -59,10 +59,9 @@ def write_tasks(store: Store, *, folder: str, units: Iterable[tuple[LabelTask, .
     return TaskFiles(folder=folder, num_files=num_files)
 
 
-def read_tasks(store: Store, *, name: str) -> Iterator[tuple[LabelTask, ...]]:
-    """Yield the work units of one file."""
-    for unit in json.loads(store.read(name)):
-        yield tuple(task_from_json(task) for task in unit)
+def read_tasks(store: Store, *, name: str) -> list[tuple[LabelTask, ...]]:
+    """Return the work units of one file."""
+    return [tuple(task_from_json(task) for task in unit) for unit in json.loads(store.read(name))]
 
 
 def task_to_json(task: LabelTask) -> dict[str, Any]:

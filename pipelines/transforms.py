@@ -27,10 +27,10 @@ from pipelines.teachers import load_any_teacher
 from pipelines.teachers.base import Teacher
 from pipelines.teachers.text_base import TextTeacher
 from pipelines.text.labelling import TextUnitLabeller
-from pipelines.worker_check import SETUP, Expected, another_cache, check_cache
+from pipelines.worker_check import SETUP, Expected, another_cache, check_cache, naming_worker
 from storage.cache import Cache
 from storage.config import GenerationConfig, SourceConfig, TeacherConfig
-from storage.errors import CacheError, DeadLetterLimitError, DecantError, MismatchError, SourceError
+from storage.errors import AnotherCacheError, CacheError, DeadLetterLimitError, DecantError, MismatchError, SourceError
 from storage.filesystem import Store
 from storage.label_runs.heartbeat import BEAT_SECONDS, Heartbeat
 from storage.parts import PartRecord
@@ -38,6 +38,7 @@ from storage.sources import open_source
 from storage.specs import RequestSpec
 from storage.teacher_files import local_files
 
+_TIMES_AT_ONCE = 100
 _LAST_BEAT_SECONDS = 5.0
 """A run ends a moment after a beat, so that others see when."""
 _teachers: dict[str, Teacher | TextTeacher] = {}
@@ -64,9 +65,11 @@ class ReadTasks(beam.DoFn):
     def process(self, name: str) -> Iterator[tuple[LabelTask, ...]]:
         """Yield the work units of one file."""
         try:
-            yield from read_tasks(self._store, name=name)
+            with naming_worker():
+                units = read_tasks(self._store, name=name)
         except FileNotFoundError as error:
             raise another_cache(self._store) from error
+        yield from units
 
 
 class LabelUnits(beam.DoFn):
@@ -108,6 +111,9 @@ class LabelUnits(beam.DoFn):
             # Loading may take minutes.
             with self._heartbeat.working():
                 self._load()
+        except AnotherCacheError:
+            # A report would lie where nobody looks, on a disk of this worker's own.
+            raise
         except DecantError as error:
             self._report(f"{SETUP}{uuid.uuid4().hex[:8]}", error, fatal=True)
             raise
@@ -139,6 +145,9 @@ class LabelUnits(beam.DoFn):
             # Where another run did the work, going past its parts may take long, too.
             self._heartbeat.beat(after_seconds=BEAT_SECONDS)
             return
+        if len(self._times) >= _TIMES_AT_ONCE:
+            # A bundle may be all that a worker gets.
+            self._write_times()
         with self._heartbeat.working():
             try:
                 yield from self._compute(missing, existing=existing)
@@ -208,12 +217,18 @@ class LabelUnits(beam.DoFn):
 
     def finish_bundle(self) -> None:
         """Write how long the bundle's units took, and how many rows it passed over."""
+        if self._write_times():
+            self._heartbeat.beat(after_seconds=_LAST_BEAT_SECONDS)
+
+    def _write_times(self) -> bool:
+        """Write what is known of units since it was written last, and return whether units are among it."""
         passed: list[PassedRows] = [{"request": request, "num_passed_rows": rows} for request, rows in self._passed.items()]
         if self._times or passed:
             name = f"{self._run}/times/{uuid.uuid4().hex}.json"
             self._cache.store.write(name, json.dumps([*self._times, *passed]).encode())
-        if self._times:
-            self._heartbeat.beat(after_seconds=_LAST_BEAT_SECONDS)
+        had_units = bool(self._times)
+        self._times, self._passed = [], Counter()
+        return had_units
 
     def _report(self, name: str, error: Exception, *, fatal: bool) -> None:
         """Write an error down for the process that started the run. A fatal one is raised as well, and may be the store's own."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import platform
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pipelines.doctor.machine import installed_packages
 from pipelines.local_paths import local_paths
 from storage.cache import Cache
 from storage.config import SourceConfig, TeacherConfig
-from storage.errors import CacheError, MismatchError, SourceError, TeacherError
+from storage.errors import AnotherCacheError, CacheError, MismatchError, SourceError, TeacherError
 from storage.filesystem import Store
 from storage.label_runs.folder import RunFolder
 
@@ -113,19 +114,27 @@ def check_cache(cache: Cache, *, request: str) -> None:
         request: fingerprint of a request that stands in the cache.
 
     Raises:
-        CacheError: the request is not there, or the store cannot be reached.
+        AnotherCacheError: the request is not there.
+        CacheError: the store cannot be reached.
     """
-    try:
+    with naming_worker():
         found = cache.store.exists(f"{cache.request_folder(request)}/spec.json")
-    except CacheError as error:
-        raise CacheError(f"worker host {socket.gethostname()}: {error}") from error
     if not found:
         raise another_cache(cache.store)
 
 
-def another_cache(store: Store) -> CacheError:
+@contextlib.contextmanager
+def naming_worker() -> Iterator[None]:
+    """Say in errors of the store that it is a worker that has them, and on which host."""
+    try:
+        yield
+    except CacheError as error:
+        raise CacheError(f"worker host {socket.gethostname()}: {error}") from error
+
+
+def another_cache(store: Store) -> AnotherCacheError:
     """Return the error of a worker that finds nothing of its job where the cache should be."""
-    return CacheError(
+    return AnotherCacheError(
         f"the cache {store.url}, as worker host {socket.gethostname()} sees it, is not the one of the process that submitted the "
         "job: nothing of the job is there. Use a store that all hosts reach (s3://, gs://), or a disk that all share at this path"
     )

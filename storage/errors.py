@@ -49,6 +49,10 @@ class CacheError(DecantError):
     """A cache that cannot be read or written."""
 
 
+class AnotherCacheError(CacheError):
+    """A worker that sees another cache than the process that submitted its job."""
+
+
 class MismatchError(CacheError):
     """What was found is whole but is not what was asked for."""
 

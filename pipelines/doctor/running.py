@@ -35,11 +35,13 @@ def describe_engine(options: PipelineOptions) -> Engine:
     portable = options.view_as(PortableOptions)
     runner = str(said.get("runner") or "")
     local = runner_name(options) in LOCAL_RUNNERS
+    # Their options have values where another runner is asked for, too.
     flink = said.get("flink_master") if runner_name(options) == "flinkrunner" else None
+    spark = said.get("spark_master_url") if runner_name(options) == "sparkrunner" else None
     return Engine(
         runner=runner.rsplit(".", 1)[-1],
         local=local,
-        place="" if local else str(portable.job_endpoint or flink or said.get("spark_master_url") or said.get("region") or ""),
+        place="" if local else str(portable.job_endpoint or flink or spark or said.get("region") or ""),
         environment="" if local else str(portable.environment_type or "").upper(),
         workers_at="" if local else str(portable.environment_config or ""),
     )
@@ -94,7 +96,7 @@ def send_job(
     listener.hear(reports_in(text))
     if failure is None or (ReportsNotStoredError.__name__ in text and listener.reports):
         return listener, Outcome(num_elements=num_elements, seconds=seconds, timed_out=timed_out)
-    cause = without_reports(str(failure_of(failure)))
+    cause = without_reports(str(failure_of(failure, options=options)))
     return listener, Outcome(num_elements=num_elements, seconds=seconds, failure=without_reports(text), cause=cause)
 
 

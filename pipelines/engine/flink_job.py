@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import time
 from typing import Any
+
+from apache_beam.runners.portability.flink_uber_jar_job_server import FlinkBeamJob, FlinkUberJarJobServer
 
 from pipelines.engine.flink import FlinkMaster
 from pipelines.engine.following import RESUME, EngineLostError, Silence
@@ -11,6 +15,24 @@ from pipelines.engine.rest import SilentError, ask
 from storage.errors import DecantError
 
 _ANSWER_SECONDS = 5
+_COMES_SECONDS = 15.0
+_LOOK_SECONDS = 1.0
+
+
+def forget_upload(result: Any) -> None:
+    """Remove what handing a job over left in Flink's folder of uploads, and here; Flink keeps a copy for each job that began.
+
+    Beam removes it only where it sees the job end well by itself.
+
+    Args:
+        result: Beam's, of any runner.
+    """
+    server = getattr(result, "_job_service", None)
+    if isinstance(server, FlinkUberJarJobServer):
+        for job in server._jobs.values():
+            if isinstance(job, FlinkBeamJob):
+                job.delete_jar()
+        shutil.rmtree(server._temp_dir, ignore_errors=True)
 
 
 class FlinkWatch:
@@ -77,10 +99,22 @@ class FlinkWatch:
 
     def cancel(self) -> None:
         """Cancel the job, also one that was not seen yet."""
+        self._cancel()
+
+    def cancel_what_comes(self) -> None:
+        """Cancel the job when it comes up: Flink makes it in seconds out of a jar that it has."""
+        deadline = time.monotonic() + _COMES_SECONDS
+        while not self._cancel() and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+
+    def _cancel(self) -> bool:
+        """Cancel the job, and return whether there was one."""
         with contextlib.suppress(SilentError):
             job = {"jid": self._id} if self._id else self._newest(self._jobs())
             if job is not None:
                 ask(f"{self._master.url}/v1/jobs/{job['jid']}?mode=cancel", method="PATCH", seconds=_ANSWER_SECONDS)
+                return True
+        return False
 
     def _jobs(self) -> list[dict[str, Any]]:
         said = ask(f"{self._master.url}/v1/jobs/overview", seconds=_ANSWER_SECONDS)

@@ -42,6 +42,9 @@ class Watch(Protocol):
     def cancel(self) -> None:
         """End the job, as far as the engine can be reached."""
 
+    def cancel_what_comes(self) -> None:
+        """End the job also where it comes up only now: handing it over was interrupted."""
+
 
 @dataclass(kw_only=True)
 class Silence:
@@ -107,3 +110,6 @@ class AddressWatch:
 
     def cancel(self) -> None:
         """Leave it to Beam."""
+
+    def cancel_what_comes(self) -> None:
+        """Do nothing: addresses do not tell jobs apart."""

@@ -30,6 +30,10 @@ def check_job_service(options: PipelineOptions) -> list[str]:
     """
     address = job_service(options)
     if address is None:
+        if options.view_as(PortableOptions).job_endpoint is None and runner_name(options) == "portablerunner":
+            raise ConfigError(
+                "--runner PortableRunner: nothing says where the job service is; give --job_endpoint=HOST:PORT, or another runner"
+            )
         return []
     reason = why_silent(address)
     if reason is not None:

@@ -16,7 +16,7 @@ from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines.engine.flink import FlinkMaster
-from pipelines.engine.flink_job import FlinkWatch
+from pipelines.engine.flink_job import FlinkWatch, forget_upload
 from pipelines.engine.following import RESUME, EngineLostError, Watch
 from pipelines.engine.job_service import watch_job_service
 from pipelines.engine.local import watched_workers
@@ -44,18 +44,36 @@ def run_pipeline(pipeline: beam.Pipeline, *, until: Callable[[str], bool] | None
     here = isinstance(pipeline.runner, FnApiRunner | BundleBasedDirectRunner)
     watch = None if here else _watch_of(pipeline._options)
     with watched_workers(), _beam_speaks_as_itself():
-        result = pipeline.run()
         if here:
+            result = pipeline.run()
             result.wait_until_finish()
         else:
+            result = _hand_over(pipeline, watch=watch)
             _follow(result, watch=watch, until=until)
     return result
 
 
 def submit_pipeline(pipeline: beam.Pipeline) -> Any:
-    """Hand a pipeline to an engine that goes on without this process, and return Beam's result, not waiting for the end."""
+    """Hand a pipeline to an engine that goes on without this process, and return Beam's result, not waiting for the end.
+
+    Raises:
+        EngineLostError: the engine does not answer.
+        KeyboardInterrupt: the user interrupted it; a job that came up all the same was cancelled.
+    """
     with _beam_speaks_as_itself():
-        return pipeline.run()
+        return _hand_over(pipeline, watch=_watch_of(pipeline._options))
+
+
+def _hand_over(pipeline: beam.Pipeline, *, watch: Watch | None) -> Any:
+    try:
+        result = pipeline.run()
+    except KeyboardInterrupt:
+        if watch is not None:
+            # The engine may have been asked already, and start the job when nobody waits for it any more.
+            watch.cancel_what_comes()
+        raise
+    forget_upload(result)
+    return result
 
 
 def _watch_of(options: PipelineOptions) -> Watch | None:
@@ -86,9 +104,6 @@ def _follow(result: Any, *, watch: Watch | None, until: Callable[[str], bool] | 
                 # One request of Beam's that fails ends its waiting, and says nothing of the job.
                 time.sleep(_LOOK_SECONDS)
             if watch is not None and (waiting.is_alive() or failures) and watch.look():
-                # Beam removes what it uploaded when it sees the end.
-                with contextlib.suppress(Exception):
-                    _ = result.state
                 return
             if until is not None and waiting.is_alive() and until("" if watch is None else watch.error_so_far()):
                 _cancel(result, watch=watch)

@@ -315,6 +315,8 @@ class RunCounter:
 
     def _look_at_errors(self) -> None:
         names = [name for name in self._store.names(f"{self._run.path}/errors") if name not in self._reported]
+        # What stopped a worker, and with it the run, is read however many units failed.
+        names.sort(key=lambda name: "/setup-" not in name)
         for number, name in enumerate(names):
             # Of many failed units the first ones are read: all stop for the same reason, or none.
             report = self._report(name) if number < _REPORTS_A_LOOK else None

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ def cluster(tmp_path):
         "jar": "/downloads/a jar.jar",
         "hosts": "2",
         "workers_per_host": "3",
+        "complete": "yes",
     }
     processes.save()
     yield processes
@@ -57,6 +59,24 @@ def test_up_twice_says_so_and_down_ends_it(cluster):
     down = run("down", "--folder", str(cluster.folder))
     assert (down.returncode, down.stdout) == (0, "1 processes ended\n")
     assert not cluster.is_alive("job-manager")
+
+
+def test_a_cluster_whose_up_was_killed_is_taken_down_first(cluster):
+    del cluster.facts["complete"]
+    cluster.save()
+    for word in ("up", "status"):
+        found = run(word, "--folder", str(cluster.folder))
+        assert (found.returncode, found.stderr) == (1, "")
+        assert "is up in parts: what brought it up was killed; run `python -m cluster down --folder" in found.stdout
+    assert run("down", "--folder", str(cluster.folder)).stdout == "1 processes ended\n"
+
+
+def test_a_cluster_whose_folder_was_removed_is_ended_all_the_same(cluster):
+    shutil.rmtree(cluster.folder)
+    down = run("down", "--folder", str(cluster.folder))
+    assert (down.returncode, down.stdout) == (0, "1 processes ended\n")
+    assert not cluster.is_alive("job-manager")
+    assert not cluster.folder.exists()
 
 
 def test_a_service_that_ended_shows(cluster):

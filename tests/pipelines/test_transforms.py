@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 
 import apache_beam as beam
 import pytest
@@ -21,7 +22,7 @@ from pipelines.task_files import TaskFiles, task_from_json, task_to_json
 from pipelines.teacher_memo import TeacherFacts
 from pipelines.transforms import LabelTasks, LabelUnits, NameTaskFiles, ReadTasks, shared_teacher
 from storage.cache import Cache
-from storage.errors import MismatchError
+from storage.errors import AnotherCacheError, MismatchError
 from storage.label_runs.folder import RunFolder
 from storage.sources import SourceUnit, index_source, open_source
 from storage.specs import PartSpec
@@ -220,3 +221,20 @@ def test_dead_letters_are_counted(tmp_path):
     (pictures / "red" / "002.png").write_bytes(b"no picture")
     run = Run(tmp_path, pictures=pictures)
     assert counters(run.start()) == {"units_committed": 3, "rows": 10, "dead_letters": 2}
+
+
+def test_times_are_written_before_a_long_bundle_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(transforms, "_TIMES_AT_ONCE", 1)
+    run = Run(tmp_path)
+    run.start()
+    files = [json.loads(run.cache.store.read(name)) for name in run.cache.store.names("runs/r/times")]
+    assert sorted(entry["part"] for entries in files for entry in entries) == sorted(task.part.name for task in run.tasks)
+    assert all(len(entries) == 1 for entries in files)
+
+
+def test_a_worker_of_another_cache_leaves_nothing_there(tmp_path):
+    run = Run(tmp_path)
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(AnotherCacheError, match="is not the one of the process that submitted the job"):
+        run.label_units.setup()
+    assert list(tmp_path.rglob("setup-*")) == []

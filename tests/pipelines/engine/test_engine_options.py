@@ -31,6 +31,8 @@ def test_a_job_service_that_does_not_answer_is_refused_at_once():
     with pytest.raises(ConfigError, match=r"--job_endpoint 127.0.0.1:9: no job service answers there .*Connection refused"):
         pipeline_options(["--runner=PortableRunner", "--job_endpoint=127.0.0.1:9"])
     pipeline_options(["--runner=PortableRunner", "--job_endpoint=embed"])
+    with pytest.raises(ConfigError, match="nothing says where the job service is; give --job_endpoint=HOST:PORT"):
+        pipeline_options(["--runner=PortableRunner"])
 
 
 @pytest.mark.parametrize(

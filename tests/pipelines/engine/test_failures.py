@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.engine import failure_of, make_pipeline, pipeline_options, run_pipeline
 from storage.errors import CacheError, DecantError
@@ -94,3 +95,11 @@ def test_beams_tracebacks_are_cut_to_what_went_wrong(text, kind, message):
     told = failure_of(RuntimeError(text))
     assert type(told) is kind
     assert str(told) == message
+
+
+def test_a_pool_that_nobody_answers_at_is_named():
+    """As Flink 1.19 says it."""
+    said = "Caused by: java.net.ConnectException: finishConnect(..) failed: Connection refused\n"
+    options = PipelineOptions(["--environment_type=EXTERNAL", "--environment_config=worker-pool:1"])
+    expected = "does not reach its worker pool: start it on every host, at the address of --environment_config worker-pool:1"
+    assert str(failure_of(RuntimeError(said), options=options)).endswith(expected)

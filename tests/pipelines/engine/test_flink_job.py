@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from pipelines.engine import failure_of, following
+from pipelines.engine import failure_of, flink_job, following
 from pipelines.engine.flink import FlinkMaster
 from pipelines.engine.flink_job import FlinkWatch
 from pipelines.engine.following import EngineLostError
@@ -109,3 +111,18 @@ def test_a_job_can_be_cancelled_also_before_it_was_seen(rest, watch, seen):
         watch.look()
     watch.cancel()
     assert rest.cancelled == ["/v1/jobs/a1?mode=cancel"]
+
+
+def test_a_job_that_comes_up_when_handing_it_over_was_interrupted_is_cancelled(rest, watch, monkeypatch):
+    monkeypatch.setattr(flink_job, "_LOOK_SECONDS", 0.05)
+    coming = threading.Timer(0.5, rest.add_job, ("a1", "decant-1"))
+    coming.start()
+    watch.cancel_what_comes()
+    assert rest.cancelled == ["/v1/jobs/a1?mode=cancel"]
+
+
+def test_a_job_that_never_comes_up_is_not_waited_for_for_ever(rest, watch, monkeypatch):
+    monkeypatch.setattr(flink_job, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(flink_job, "_COMES_SECONDS", 0.3)
+    watch.cancel_what_comes()
+    assert rest.cancelled == []

@@ -22,7 +22,7 @@ from pipelines.engine import WorkerDiedError, make_pipeline, pipeline_options, r
         ([], 2, False),
         (["--direct_num_workers=2"], 1, True),
         (["--direct_running_mode=multi_processing"], 1, False),
-        (["--runner=PortableRunner"], 1, False),
+        (["--runner=PortableRunner", "--job_endpoint=embed"], 1, False),
     ],
 )
 def test_who_sees_this_process_memory(arguments, workers, here):

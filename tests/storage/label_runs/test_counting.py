@@ -249,6 +249,16 @@ def test_an_error_that_stops_workers_is_told_with_its_time(labeller):
     assert counter.failures(most=5) == ["no weights"]
 
 
+def test_an_error_that_stops_workers_is_read_however_many_units_failed(labeller):
+    run = start_run(labeller)
+    for number in range(200):
+        run.folder.report(f"{number:032x}.v0", SourceError("gone"), fatal=False)
+    run.folder.report("setup-1234abcd", SourceError("no weights"), fatal=True)
+    counter = counter_of(run)
+    counter.look()
+    assert counter.fatal == "no weights"
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", json.dumps({"fatal": True}).encode(), b"[" * 100_000])
 def test_a_report_that_cannot_be_read_is_a_failed_unit(labeller, data):
     run = start_run(labeller)

@@ -410,5 +410,7 @@ def test_layers_learn_more_slowly_the_deeper_they_lie(name):
 
 def test_a_student_that_shares_its_layers_has_no_decay_by_layers():
     learner = learner_of(make_student("albert"), {"kind": "soft_labels"}, targets=("all",))
-    with pytest.raises(ConfigError, match="no layers, or shares them, and layer_decay would do nothing; check training.optimizer"):
+    with pytest.raises(
+        ConfigError, match="no layers, or shares them, and layer_decay would do nothing; check training.optimizer"
+    ):
         create_optimizer(learner, config=OptimizerConfig(layer_decay=0.5))
