@@ -62,13 +62,15 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
 def load_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor], *, checkpoint: str, name: str) -> None:
     """Copy a state dict into a module whose tensors it must match exactly, by name and shape.
 
-    What does not match as it lies is put into timm's names by timm's own filter of the model, where it has one. Only counters of
-    batch norms (`num_batches_tracked`, which old checkpoints lack and inference ignores) may be missing.
+    What does not match as it lies is put into timm's names by timm's own filter of the model, where it has one. What may be
+    missing are counters of batch norms (`num_batches_tracked`, which old checkpoints lack and inference ignores), and tensors that
+    the module shares with one that is there.
 
     Raises:
         TeacherError: a tensor is missing, unexpected or of another shape; the module is left as it was.
     """
     own = module.state_dict()
+    state = _with_shared(own, state)
     if not _fits(own, state):
         state = _in_names_of_timm(module, state) or state
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
@@ -88,6 +90,14 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor], *, 
         cause = _likely_cause(own, state, missing=missing, unexpected=unexpected, reshaped=reshaped)
         raise TeacherError(f"checkpoint {checkpoint} does not fit {name}, so nothing was loaded: {'; '.join(found)}. {cause}")
     module.load_state_dict({key: state.get(key, own[key]) for key in own})
+
+
+def _with_shared(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return a state with the tensors that a file names once and the module twice, as heads tied to embeddings."""
+    present = {tensor.data_ptr(): key for key, tensor in own.items() if key in state and tensor.numel()}
+    twins = {key: present.get(tensor.data_ptr()) for key, tensor in own.items() if key not in state}
+    shared = {key: state[twin] for key, twin in twins.items() if twin is not None and own[twin].shape == own[key].shape}
+    return {**state, **shared}
 
 
 def _fits(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> bool:

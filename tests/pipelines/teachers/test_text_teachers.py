@@ -78,6 +78,22 @@ def test_weights_are_the_same_whatever_file_they_came_from(bert, tmp_path):
         assert other.spec == whole.spec
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "distilbert"])
+def test_a_file_that_names_tied_tensors_once_is_whole(tmp_path, name):
+    """As `save_pretrained` writes it."""
+    folder = save_model(tmp_path, name)
+    kind = "causal_lm" if name == "gpt2" else "masked_lm"
+    whole = load_any_teacher(config_of(folder, kind=kind))
+    file = folder / "model.safetensors"
+    assert len(safetensors.torch.load_file(file)) < len(whole.network.module.state_dict())
+    assert load_any_teacher(config_of(folder, kind=kind, checkpoint=str(file))).spec == whole.spec
+    state = safetensors.torch.load_file(file)
+    del state[next(name for name in state if "word_embeddings" in name or "wte" in name)]
+    safetensors.torch.save_file(state, tmp_path / "partial.safetensors")
+    with pytest.raises(TeacherError, match=r"[12] missing in the checkpoint \(.*(word_embeddings|wte)"):
+        load_any_teacher(config_of(folder, kind=kind, checkpoint=str(tmp_path / "partial.safetensors")))
+
+
 def test_precision_is_part_of_the_identity_and_changes_little(bert):
     exact, rough = load_any_teacher(config_of(bert)), load_any_teacher(config_of(bert, precision="bf16"))
     assert exact.spec.weights_sha256 == rough.spec.weights_sha256
