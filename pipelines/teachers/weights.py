@@ -63,8 +63,8 @@ def load_weights(module: torch.nn.Module, state: Mapping[str, torch.Tensor], *, 
     """Copy a state dict into a module whose tensors it must match exactly, by name and shape.
 
     What does not match as it lies is put into timm's names by timm's own filter of the model, where it has one. What may be
-    missing are counters of batch norms (`num_batches_tracked`, which old checkpoints lack and inference ignores), and tensors that
-    the module shares with one that is there.
+    missing are counters of batch norms (`num_batches_tracked`, which old checkpoints lack and inference ignores), and tensors
+    that the module shares with one that is there.
 
     Raises:
         TeacherError: a tensor is missing, unexpected or of another shape; the module is left as it was.

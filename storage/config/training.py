@@ -166,6 +166,9 @@ class TrainingConfig(Config):
             raise ValueError("terms are of cached targets and hard labels; with targets.kind: live the loss is what loss says")
         if not of_pictures and self.preprocessing != PreprocessingConfig():
             raise ValueError(f"preprocessing is of pictures; a {self.student.kind} student reads token ids, so leave it out")
+        if of_pictures and (self.tokenizer is not None or self.group_by_length):
+            name = "tokenizer" if self.tokenizer is not None else "group_by_length"
+            raise ValueError(f"{name} is of texts; a {self.student.kind} student sees pictures, so leave it out")
         if self.terms is not None and self.loss != LossConfig():
             raise ValueError("loss and terms are both given; say in terms what loss says, and drop loss")
         if self.terms is not None and getattr(self.targets, "smoothing", 0.0) > 0:

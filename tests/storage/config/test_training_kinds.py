@@ -77,6 +77,14 @@ PROBLEMS = {
         {"terms": [TERM], "targets": {"kind": "hard", "smoothing": 0.1}},
         "training: targets.smoothing stands beside terms",
     ),
+    "lengths of pictures": (
+        {"student": {"name": "test_vit"}, "group_by_length": True},
+        "training: group_by_length is of texts; a timm student sees pictures, so leave it out",
+    ),
+    "tokens of pictures": (
+        {"student": {"name": "test_vit"}, "tokenizer": "bert"},
+        "training: tokenizer is of texts; a timm student sees pictures, so leave it out",
+    ),
     "pixels of texts": ({"preprocessing": {"size": [32, 32]}}, "training: preprocessing is of pictures; a bilstm student reads"),
     "terms of a live teacher": (
         {"sections": PICTURES, "student": {"name": "vit"}, "terms": [TERM], "targets": {"kind": "live"}},
