@@ -237,17 +237,17 @@ class RunCounter:
         while self._pending:
             pieces = [self._pending.popleft() for _ in range(min(_THREADS if self._in_pieces else 1, len(self._pending)))]
             try:
-                listed = list(zip(pieces, pool.map(self._names, pieces), strict=True))
+                for (request, beginning), names in zip(pieces, pool.map(self._names, pieces), strict=True):
+                    num_names = 0
+                    # Some listings come while they are gone through, and break off then.
+                    for batch in names:
+                        num_names += len(batch)
+                        self._take_in(request, batch)
+                    if self._in_pieces and num_names > _PIECE_FILES:
+                        self._num_digits[request] = max(self._num_digits[request], min(len(beginning) + 1, _MOST_DIGITS))
             except CacheError:
                 self._pending.extendleft(pieces)
                 raise
-            for (request, beginning), names in listed:
-                num_names = 0
-                for batch in names:
-                    num_names += len(batch)
-                    self._take_in(request, batch)
-                if self._in_pieces and num_names > _PIECE_FILES:
-                    self._num_digits[request] = max(self._num_digits[request], min(len(beginning) + 1, _MOST_DIGITS))
             if self._pending and time.monotonic() > deadline:
                 return
         self._num_rounds += 1

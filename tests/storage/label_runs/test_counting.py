@@ -6,11 +6,12 @@ import json
 import uuid
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.errors import SourceError
+from storage.errors import CacheError, SourceError
 from storage.filesystem import Store
 from storage.label_runs import counting
 from storage.label_runs.counting import RunCounter
@@ -115,6 +116,26 @@ def test_a_look_without_time_goes_on_at_the_next_one(monkeypatch):
     done = [one.num_done_parts for one in counts]
     assert done == sorted(set(done))
     assert done[-1] == 256
+
+
+def test_a_listing_that_breaks_off_is_gone_through_again(tmp_path, monkeypatch):
+    run = start_run(make_labeller(tmp_path, url="memory://broken"))
+    parts = run.folder.parts(run.info)
+    others = parts.set_column(parts.column_names.index("request"), "request", pa.array(["f" * 64] * len(parts)))
+    counter = RunCounter(run.folder, parts=pa.concat_tables([parts, others.cast(parts.schema)]))
+    run.commit(0)
+    names = counting.file_names
+
+    def broken(store, folder):
+        monkeypatch.setattr(counting, "file_names", names)
+        yield from ()
+        raise CacheError("the store is away")
+
+    monkeypatch.setattr(counting, "file_names", broken)
+    with pytest.raises(CacheError, match="away"):
+        counter.look()
+    counts = counter.look()
+    assert (counts.num_done_parts, counts.whole) == (1, True)
 
 
 def test_pieces_in_which_nothing_is_missing_are_not_listed_again(monkeypatch):
