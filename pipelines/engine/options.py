@@ -26,6 +26,8 @@ _REFUSED_RUNNERS = {
     "interactiverunner": "it is for notebooks, and runs nothing by itself",
 }
 _SAFE_RUNNERS = "FnApiRunner, FlinkRunner, SparkRunner, PrismRunner, PortableRunner or DataflowRunner"
+_OWNERS = {"flink_": "FlinkRunner", "spark_": "SparkRunner", "prism_": "PrismRunner"}
+"""How names of options begin that one runner reads alone."""
 _CHECKS: dict[str, Callable[[PipelineOptions], list[str]]] = {
     "dataflowrunner": check_dataflow,
     "prismrunner": check_prism,
@@ -54,15 +56,29 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
         create_runner(standard.runner)
     except (ValueError, ImportError, AttributeError) as error:
         raise ConfigError(f"--runner {standard.runner}: there is no such runner here ({error}). Use {_SAFE_RUNNERS}") from error
+    given = frozenset(word[2:].partition("=")[0] for word in arguments if word.startswith("--"))
+    _refuse_options_of_others(name, given=given, runner=str(standard.runner))
     words = check_job_service(options)
     if name == "flinkrunner":
-        given = frozenset(word[2:].partition("=")[0] for word in arguments if word.startswith("--"))
         words += check_flink(options, given=given)
     elif name in _CHECKS:
         words += _CHECKS[name](options)
     for word in words:
         sys.stderr.write(f"decant: {word}\n")
     return options
+
+
+def _refuse_options_of_others(name: str, *, given: frozenset[str], runner: str) -> None:
+    # Through a job service they reach the engine behind it.
+    if name == "portablerunner":
+        return
+    for option in sorted(given):
+        owner = next((owner for start, owner in _OWNERS.items() if option.startswith(start)), None)
+        if owner is not None and owner.lower() != name:
+            raise ConfigError(
+                f"--{option} is of {owner}, and the job would run on {runner}, which does not read it; give --runner={owner}, or "
+                "leave the option out"
+            )
 
 
 def _parse(arguments: Sequence[str]) -> PipelineOptions:

@@ -46,6 +46,14 @@ def test_a_job_service_that_does_not_answer_is_refused_at_once():
         (["-x", "3"], "'-x' is neither an option nor the value of one"),
         (["--direct_num_workers=many"], "Beam cannot read --direct_num_workers=many: .*invalid int value: 'many'"),
         (["--direct_num_workers"], "expected one argument"),
+        (
+            ["--flink_master=h:8081"],
+            "--flink_master is of FlinkRunner, and the job would run on FnApiRunner.*give --runner=FlinkRunner",
+        ),
+        (
+            ["--runner=FlinkRunner", "--spark_master_url", "x"],
+            "--spark_master_url is of SparkRunner, and the job .* on FlinkRunner",
+        ),
         (["--runner=NoSuchRunner"], "--runner NoSuchRunner: there is no such runner here"),
         (["--runner=no.such.module.Runner"], "there is no such runner here .*No module named 'no'"),
     ],
