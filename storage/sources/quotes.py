@@ -27,7 +27,7 @@ class Quotes:
             at_file_start: a byte order mark may come first.
         """
         self.is_open = False
-        self._starts = np.frombuffer(delimiter + b"\n", dtype=np.uint8)
+        self._delimiter = ord(delimiter)
         self._mark = _BOM if at_file_start else b""
         # What counts as the byte before the next one; a quote only if it closed.
         self._before = _NEWLINE
@@ -41,13 +41,11 @@ class Quotes:
         first = self._pass_mark(data)
         if first == len(data):
             return np.empty(0, dtype=np.int64)
-        quotes = np.flatnonzero(data == _QUOTE).astype(np.int64)
-        before = data[quotes - 1]
-        if len(quotes) and quotes[0] == first:
-            before[0] = self._before
-        opens = (np.arange(len(quotes)) + self.is_open) % 2 == 0
-        if not (np.isin(before, self._starts) | (before == _QUOTE))[opens].all():
-            quotes = self._one_by_one(quotes, before=before, first=first)
+        quotes = np.flatnonzero(data == _QUOTE)
+        opening = quotes[int(self.is_open) :: 2]
+        before = self._bytes_before(opening, data=data, first=first)
+        if not ((before == self._delimiter) | (before == _NEWLINE) | (before == _QUOTE)).all():
+            quotes = self._one_by_one(quotes, before=self._bytes_before(quotes, data=data, first=first), first=first)
         self.is_open = bool((len(quotes) + self.is_open) % 2)
         last = int(data[-1])
         is_literal = last == _QUOTE and not (len(quotes) and quotes[-1] == len(data) - 1)
@@ -67,6 +65,12 @@ class Quotes:
         self._mark = b""
         return 0
 
+    def _bytes_before(self, places: npt.NDArray[np.int64], *, data: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.uint8]:
+        before = data[places - 1]
+        if len(places) and places[0] == first:
+            before[0] = self._before
+        return before
+
     def _one_by_one(self, quotes: npt.NDArray[np.int64], *, before: npt.NDArray[np.uint8], first: int) -> npt.NDArray[np.int64]:
         """Return those quotes that open or close, where some do neither.
 
@@ -76,11 +80,10 @@ class Quotes:
         """
         is_open, found = self.is_open, []
         closed = first - 1 if self._before == _QUOTE else first - 2
-        starts = set(self._starts.tolist())
         for quote, byte in zip(quotes.tolist(), before.tolist(), strict=True):
             if is_open:
                 closed = quote
-            elif byte not in starts and closed != quote - 1:
+            elif byte not in (self._delimiter, _NEWLINE) and closed != quote - 1:
                 continue
             is_open = not is_open
             found.append(quote)
