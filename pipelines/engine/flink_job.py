@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from typing import Any
-
-from apache_beam.runners.portability.flink_uber_jar_job_server import FlinkBeamJob, FlinkUberJarJobServer
 
 from pipelines.engine.flink import FlinkMaster
 from pipelines.engine.following import RESUME, EngineLostError, Silence
@@ -17,22 +14,6 @@ from storage.errors import DecantError
 _ANSWER_SECONDS = 5
 _COMES_SECONDS = 15.0
 _LOOK_SECONDS = 1.0
-
-
-def forget_upload(result: Any) -> None:
-    """Remove what handing a job over left in Flink's folder of uploads, and here; Flink keeps a copy for each job that began.
-
-    Beam removes it only where it sees the job end well by itself.
-
-    Args:
-        result: Beam's, of any runner.
-    """
-    server = getattr(result, "_job_service", None)
-    if isinstance(server, FlinkUberJarJobServer):
-        for job in server._jobs.values():
-            if isinstance(job, FlinkBeamJob):
-                job.delete_jar()
-        shutil.rmtree(server._temp_dir, ignore_errors=True)
 
 
 class FlinkWatch:

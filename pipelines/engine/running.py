@@ -16,7 +16,8 @@ from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines.engine.flink import FlinkMaster
-from pipelines.engine.flink_job import FlinkWatch, forget_upload
+from pipelines.engine.flink_job import FlinkWatch
+from pipelines.engine.flink_uploads import no_uploads_left
 from pipelines.engine.following import RESUME, EngineLostError, Watch
 from pipelines.engine.job_service import watch_job_service
 from pipelines.engine.local import watched_workers
@@ -65,15 +66,14 @@ def submit_pipeline(pipeline: beam.Pipeline) -> Any:
 
 
 def _hand_over(pipeline: beam.Pipeline, *, watch: Watch | None) -> Any:
-    try:
-        result = pipeline.run()
-    except KeyboardInterrupt:
-        if watch is not None:
-            # The engine may have been asked already, and start the job when nobody waits for it any more.
-            watch.cancel_what_comes()
-        raise
-    forget_upload(result)
-    return result
+    with no_uploads_left(pipeline):
+        try:
+            return pipeline.run()
+        except KeyboardInterrupt:
+            if watch is not None:
+                # The engine may have been asked already, and start the job when nobody waits for it any more.
+                watch.cancel_what_comes()
+            raise
 
 
 def _watch_of(options: PipelineOptions) -> Watch | None:

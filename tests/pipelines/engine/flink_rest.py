@@ -18,6 +18,8 @@ class FlinkRest:
         self.jobs = []
         self.exceptions = {}
         self.cancelled = []
+        self.jars = []
+        self.when_asked_to_run = lambda: None
 
     @property
     def address(self):
@@ -48,18 +50,30 @@ def flink_rest():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             said = rest.answer(self.path)
-            data = json.dumps({"errors": ["Not found."]} if said is None else said).encode()
-            self.send_response(404 if said is None else 200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            self.say({"errors": ["Not found."]} if said is None else said, status=404 if said is None else 200)
 
         def do_PATCH(self):
             rest.cancelled.append(self.path)
-            self.send_response(202)
-            self.send_header("Content-Length", "2")
+            self.say({}, status=202)
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/v1/jars/upload":
+                rest.jars.append(f"{len(rest.jars)}_beam.jar")
+                self.say({"filename": f"/uploads/{rest.jars[-1]}", "status": "success"})
+            else:
+                self.say({"jobid": "a1"}, status=rest.when_asked_to_run() or 200)
+
+        def do_DELETE(self):
+            rest.jars.remove(self.path.removeprefix("/v1/jars/"))
+            self.say({})
+
+        def say(self, data, *, status=200):
+            data = json.dumps(data).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(b"{}")
+            self.wfile.write(data)
 
         def log_message(self, *words):
             pass
