@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storage.cache import Cache
 from storage.errors import DeadLetterLimitError
 from storage.parts import DeadLetter, PartRecord
 
 SHOWN_LETTERS = 5
+_LONG_SECONDS = 0.2
+_REST = 20.0
+"""Times as long as counting took, a worker does not count again."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class DeadLetterLimit:
     """What share of rows may have no label, for workers that share nothing but the cache. Picklable.
 
@@ -23,9 +27,13 @@ class DeadLetterLimit:
 
     share: float
     num_rows: dict[str, int]
+    _counts_again: float = field(default=0.0, init=False)
 
     def check(self, cache: Cache, *, run: str, record: PartRecord) -> None:
         """Count the dead rows of a part that was just committed to those of the run; nothing is read where it has none.
+
+        Counting takes longer the more parts have some. Where it takes long, most parts are noted only, so that it stays a small
+        share of a worker's time; whoever commits the label set counts all.
 
         Args:
             run: the run's folder.
@@ -40,8 +48,14 @@ class DeadLetterLimit:
         folder = f"{run}/dead"
         # Another attempt at the same part writes the same name. Who writes last sees all.
         cache.store.write(f"{folder}/{request}.{record.part.name}.{num_dead}.json", b"{}")
+        started = time.monotonic()
+        if started < self._counts_again:
+            return
         marks = (name.rsplit("/", 1)[-1].split(".") for name in cache.store.names(folder))
         total = sum(int(mark[-2]) for mark in marks if mark[0] == request)
+        ended = time.monotonic()
+        if ended - started > _LONG_SECONDS:
+            self._counts_again = ended + _REST * (ended - started)
         if total > self.share * self.num_rows[request]:
             shown = [describe_letter(record.unit_name, letter) for letter in record.dead_letters[:SHOWN_LETTERS]]
             raise limit_error(total, num_rows=self.num_rows[request], share=self.share, shown=shown, so_far=True)
