@@ -77,6 +77,10 @@ def create_text_student(
             student = MiniAlbertStudent(config, vocabulary_size=vocabulary_size, num_classes=classes, max_tokens=max_tokens)
         case TransformersStudentConfig():
             network = _network(config, num_classes=classes, vocabulary_size=vocabulary_size)
+            embedding: Any = network.get_input_embeddings()
+            # Padding is masked, so that its embedding gets no gradient anyway; but what a library takes for the padding token may
+            # be an ordinary one of these texts, which has to learn.
+            embedding.padding_idx = None
             causal = is_causal(network)
             if config.quantization is not None:
                 quantize_for_training(

@@ -374,3 +374,20 @@ def test_networks_of_experts_are_seen_to_be_causal(seed):
 def test_quantisation_does_not_hide_what_tokens_see(name, causal):
     student = make_student(name, head="sequence_classifier", quantization={"bits": 8, "activation_decay": 0.99})
     assert student.shape.causal is causal
+
+
+@pytest.mark.parametrize(("name", "pad"), [("bert", 0), ("roberta", 1), ("distilbert", 0)])
+def test_an_ordinary_token_in_the_place_of_padding_learns(name, pad):
+    student = make_student(name)
+    embedding = student.network.get_input_embeddings()
+    assert student.network.config.pad_token_id == pad
+
+    def gradients(ids, mask):
+        student.zero_grad()
+        student(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits[torch.tensor(mask)].square().sum().backward()
+        return embedding.weight.grad.clone()
+
+    # The head is not tied to the embeddings here, so that gradients come from the texts.
+    student.network.get_output_embeddings().weight = torch.nn.Parameter(embedding.weight.detach().clone())
+    assert gradients([[5, pad, 6, 7]], [[True] * 4])[pad].abs().sum() > 0
+    assert gradients([[5, 6, pad, pad]], [[True, True, False, False]])[pad].abs().sum() == 0
