@@ -11,14 +11,11 @@ import torch
 from hypothesis import given, settings
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from storage.config.training import OptimizerConfig
-from storage.errors import ConfigError
 from storage.heads import FrozenHead, HeadSpec, Linear
 from student_training.heads import HeadModule
 from student_training.losses.dense import dense_kl
 from student_training.losses.soft_labels import densify
 from student_training.objective import SparseTargets
-from student_training.optimization import create_optimizer
 from student_training.terms.interface import FeatureTargets, Wants
 from student_training.text.objective import make_learner
 from tests.student_training.text.text_batches import (
@@ -374,43 +371,3 @@ def test_divergence_and_cross_entropy_of_draws_teach_the_same():
     for values in found:
         del values["loss"], values["soft_labels_loss"]
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
-
-
-LAYERS = {
-    "bert": ("bert.embeddings.", "bert.encoder.layer.{}.", "cls.predictions.transform."),
-    "distilbert": ("distilbert.embeddings.", "distilbert.transformer.layer.{}.", "vocab_transform."),
-    "llama": ("model.embed_tokens.", "model.layers.{}.", "model.norm."),
-}
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_layers_learn_more_slowly_the_deeper_they_lie(name):
-    head = "causal_lm" if name == "llama" else "masked_lm"
-    student = make_student(name, head=head)
-    learner = learner_of(
-        student,
-        {"kind": "hidden_states", "layers": [[4, 2]], "projection": "shared"},
-        {"kind": "hard_tokens"},
-        targets=("hidden",),
-        view=TOKENS if name == "llama" else MASKED,
-    )
-    named = {id(parameter): name for name, parameter in learner.named_parameters()}
-    optimizer = create_optimizer(learner, config=OptimizerConfig(layer_decay=0.5))
-    scales = {named[id(one)]: group["lr_scale"] for group in optimizer.param_groups for one in group["params"]}
-    embeddings, layer, top = LAYERS[name]
-
-    def scales_of(start):
-        return {scale for name, scale in scales.items() if name.startswith(start)}
-
-    assert scales_of(f"student.network.{embeddings}") == {0.5**3}
-    assert scales_of(f"student.network.{layer.format(0)}") == {0.5**2}
-    assert scales_of(f"student.network.{layer.format(1)}") == {0.5}
-    assert scales_of(f"student.network.{top}") == scales_of("terms.") == {1.0}
-
-
-def test_a_student_that_shares_its_layers_has_no_decay_by_layers():
-    learner = learner_of(make_student("albert"), {"kind": "soft_labels"}, targets=("all",))
-    with pytest.raises(
-        ConfigError, match="no layers, or shares them, and layer_decay would do nothing; check training.optimizer"
-    ):
-        create_optimizer(learner, config=OptimizerConfig(layer_decay=0.5))
