@@ -5,7 +5,7 @@ from cluster.ports import free_address
 from cluster.processes import Processes
 from storage.filesystem import Store
 
-pytest.importorskip("s3fs", reason="s3fs is not installed")
+s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
 pytest.importorskip("moto.server", reason="moto[server] is not installed")
 
 
@@ -28,9 +28,12 @@ def test_files_are_put_and_read_by_ordinary_clients(tmp_path, monkeypatch):
         assert dict(objects(address, prefix="in")) == {"deep/a.bin": b"abc", "b.bin": b""}
         for name, value in store_environment(address).items():
             monkeypatch.setenv(name, value)
+        # What other tests opened in this process was elsewhere, under other variables.
+        s3fs.S3FileSystem.clear_instance_cache()
         store = Store(f"s3://{BUCKET}/in")
         assert store.read("deep/a.bin") == b"abc"
         assert store.create("new", b"x")
         assert not store.create("new", b"y")
     finally:
+        s3fs.S3FileSystem.clear_instance_cache()
         processes.stop_all()
