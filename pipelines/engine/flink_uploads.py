@@ -45,5 +45,8 @@ def _clear(server: FlinkUberJarJobServer) -> None:
     for job in server._jobs.values():
         if isinstance(job, FlinkBeamJob):
             job.delete_jar()
-            Path(job._jar).unlink(missing_ok=True)
+            jar = getattr(job, "_jar", None)
+            # A job that was interrupted at its very beginning has none yet.
+            if jar is not None:
+                Path(jar).unlink(missing_ok=True)
     shutil.rmtree(server._temp_dir, ignore_errors=True)

@@ -90,20 +90,21 @@ def _network_arguments(module: Any, *, config: TeacherConfig) -> dict[str, Any]:
     built_with = getattr(module, "_model_args", None)
     if built_with is None:
         # timm of before 1.0.31 keeps no account.
-        built_with = {**_saved_arguments(config.name), **config.kwargs}
+        built_with = {**_saved_arguments(config), **config.kwargs}
     return {key: value for key, value in built_with.items() if key not in _NOT_OF_THE_NETWORK and value is not None}
 
 
-def _saved_arguments(name: str) -> Mapping[str, Any]:
+def _saved_arguments(config: TeacherConfig) -> Mapping[str, Any]:
     """Return the arguments that lie beside the weights of a folder or of a model on the hub."""
     from timm.models import load_model_config_from_hf, parse_model_name
     from timm.models._hub import load_model_config_from_path
 
-    source, place = parse_model_name(name)
-    if not source:
-        return {}
-    load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
-    arguments: Mapping[str, Any] = load(place)[2]
+    source, place = parse_model_name(config.name)
+    arguments: Mapping[str, Any] = {}
+    if source == "hf-hub":
+        _, _, arguments = load_model_config_from_hf(place, cache_dir=config.kwargs.get("cache_dir"))
+    elif source:
+        _, _, arguments = load_model_config_from_path(place)
     return arguments
 
 

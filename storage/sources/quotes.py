@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _QUOTE, _NEWLINE, _OTHER = ord('"'), ord("\n"), ord("x")
 
 
@@ -28,7 +28,7 @@ class Quotes:
         """
         self.is_open = False
         self._delimiter = ord(delimiter)
-        self._mark = _BOM if at_file_start else b""
+        self._mark = BOM if at_file_start else b""
         # What counts as the byte before the next one; a quote only if it closed.
         self._before = _NEWLINE
 
@@ -61,7 +61,7 @@ class Quotes:
             self._mark = self._mark[size:]
             return size
         # Its first bytes alone are no mark.
-        self._before = _NEWLINE if self._mark == _BOM else _OTHER
+        self._before = _NEWLINE if self._mark == BOM else _OTHER
         self._mark = b""
         return 0
 

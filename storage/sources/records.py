@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.errors import SourceError
-from storage.sources.quotes import Quotes
+from storage.sources.quotes import BOM, Quotes
 
-_BOM = b"\xef\xbb\xbf"
 _IS_SPACE = np.zeros(256, dtype=np.bool_)
 _IS_SPACE[list(b" \t\n\r\v\f")] = True
 
@@ -68,7 +67,7 @@ class RecordRun:
 
 def trimmed(data: bytes, *, start: int) -> bytes:
     """Return a record without the carriage return before its line end and, at the start of a file, the byte order mark."""
-    data = data.removeprefix(_BOM) if start == 0 else data
+    data = data.removeprefix(BOM) if start == 0 else data
     return data[:-1] if data.endswith(b"\r") else data
 
 
